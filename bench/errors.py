@@ -1,0 +1,28 @@
+"""Every error that a user can meet.
+
+BenchError              shown as one line, exit code 2
+├── UsageError          a file, key, flag or value from the user is wrong; nothing was written
+├── MissingError        something is not on this machine; the message says how to get it
+├── MismatchError       two things that must agree do not (runs to compare, a run to resume)
+└── TrialError          one trial cannot be scored; recorded with its reason, the study goes on
+"""
+
+
+class BenchError(Exception):
+    """Base of all errors above."""
+
+
+class UsageError(BenchError):
+    """A file, key, flag or value from the user is wrong."""
+
+
+class MissingError(BenchError):
+    """Weights, data or a run is not on this machine."""
+
+
+class MismatchError(BenchError):
+    """Two things that must agree do not."""
+
+
+class TrialError(BenchError):
+    """A trial whose result must not be scored."""

@@ -1,0 +1,1 @@
+"""Scores: what is measured on generated images, each with its error."""

@@ -1,0 +1,279 @@
+"""SearchSpace: a YAML file -> Optuna distributions, objectives, rungs and budget."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from bench import yaml
+from bench.config import TrialConfig
+from bench.errors import UsageError
+from bench.yaml import Number, Spec
+
+METRIC_NAMES = Literal["clip_score", "diversity", "vendi", "similarity", "kd", "fid", "drift"]
+
+
+class Range(Spec):
+    """Values between two bounds, both included; uniform in the logarithm if `log`."""
+
+    low: Number
+    high: Number
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Range":
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high, got low={self.low:g}, high={self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range needs low > 0, got {self.low:g}")
+        return self
+
+
+class Choices(Spec):
+    """One of the listed values."""
+
+    choices: Annotated[tuple[Number, ...], Field(min_length=1)]
+
+
+class AlphaRatio(Spec):
+    """Alpha as a multiple of the rank: the parameter `alpha` is sampled as alpha / rank."""
+
+    ratio: Annotated[tuple[Number, ...], Field(min_length=1)]
+
+
+def _modules(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Modules = Annotated[str | tuple[str, ...], BeforeValidator(_modules)]
+
+
+class ModuleChoices(Spec):
+    """One of the named presets, or of explicit lists of module-name endings."""
+
+    choices: Annotated[tuple[Modules, ...], Field(min_length=1)]
+
+
+class IntChoices(Spec):
+    """One of the listed whole numbers."""
+
+    choices: Annotated[tuple[int, ...], Field(min_length=1)]
+
+
+class IntRange(Spec):
+    """Whole numbers between two bounds, both included."""
+
+    low: int
+    high: int
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "IntRange":
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high, got low={self.low}, high={self.high}")
+        return self
+
+
+class Parameters(Spec):
+    """What is searched; a parameter that is left out keeps the value of `default`."""
+
+    rank: IntChoices | IntRange | None = None
+    alpha: AlphaRatio | Range | Choices | None = None
+    learning_rate: Range | Choices | None = None
+    dropout: Range | Choices | None = None
+    epochs: IntChoices | None = None
+    target_modules: ModuleChoices | None = None
+
+
+class Sampler(Spec):
+    """How images are drawn for scoring: DPM-Solver++ (2M) with classifier-free guidance."""
+
+    steps: int = Field(20, ge=1, le=1000)
+    guidance: Number = Field(5.0, ge=0)
+
+
+class Prompts(Spec):
+    """How many held-out captions are drawn, each with how many fixed seeds."""
+
+    dev: int = Field(24, ge=2)
+    """Prompts that trials are scored on."""
+    test: int = Field(48, ge=2)
+    """Prompts that the search never sees; only they confirm a winner."""
+    seeds: int = Field(2, ge=2)
+
+
+class Confirm(Spec):
+    """The end of a search: the best few and the default, retrained with fresh seeds."""
+
+    finalists: int = Field(3, ge=1)
+    seeds: int = Field(3, ge=1)
+
+
+def _duration(value: object) -> object:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", value) if isinstance(value, str) else None
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else value
+
+
+Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0, allow_inf_nan=False)]
+"""Seconds; text such as 90s, 20m or 1.5h is accepted."""
+
+
+def _one_of_each(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError("names an objective twice")
+    return names
+
+
+class SearchSpace(Spec):
+    """Everything that decides a search; `run.json` keeps it as resolved."""
+
+    name: str = Field("space", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    base: str
+    """`emoji-xl` (bundled), a diffusers folder or a model id on the Hub."""
+    revision: str | None = None
+    """Commit of a Hub model."""
+    data: str | None = None
+    """A bundled data set, a folder, or a data set id on the Hub."""
+    trigger: str | None = None
+    """Text put in front of every caption, in training and in prompts."""
+    scorer: str = "bundled"
+    """`bundled`, a folder in open_clip's format, or `hf-hub:…`."""
+    resolution: int | None = Field(None, ge=8, le=4096)
+    """Pixels of a side; the base's own if left out."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the frozen base; adapters are always float32."""
+    parameters: Parameters
+    default: TrialConfig
+    """The configuration to beat: enqueued first, retrained at the end."""
+    objectives: Annotated[tuple[METRIC_NAMES, ...], Field(min_length=1), AfterValidator(_one_of_each)] = (
+        "similarity",
+        "clip_score",
+        "diversity",
+    )
+    select_by: METRIC_NAMES = "similarity"
+    """The objective that ranks finalists and names the winner."""
+    prompts: Prompts = Prompts()
+    sampler: Sampler = Sampler()
+    confirm: Confirm = Confirm()
+    trials: int = Field(16, ge=1)
+    budget: Duration | None = None
+    """Seconds after which no new trial starts."""
+    slots: int = Field(8, ge=1, le=256)
+    """Trials trained side by side."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SearchSpace":
+        if self.select_by not in self.objectives:
+            raise ValueError(
+                f"select_by: must be one of the objectives {list(self.objectives)}, got {self.select_by!r}"
+            )
+        distributions = self.distributions
+        if not distributions:
+            raise ValueError("parameters: nothing to search; give at least one parameter")
+        self._check_choices()
+        values = self.parameters_of(self.default)
+        for name, distribution in distributions.items():
+            if not distribution._contains(distribution.to_internal_repr(values[name])):
+                raise ValueError(f"default: {name}={values[name]!r} is not in the space ({distribution})")
+        return self
+
+    def _check_choices(self) -> None:
+        """Each listed value must be legal in a TrialConfig: fails here, not after hours of search."""
+        for name, distribution in self.distributions.items():
+            bounds = (
+                distribution.choices
+                if isinstance(distribution, CategoricalDistribution)
+                else (distribution.low, distribution.high)  # type: ignore[attr-defined]
+            )
+            for value in bounds:
+                params = {**self.parameters_of(self.default), name: value}
+                try:
+                    self.config_of(params)
+                except UsageError as error:
+                    raise ValueError(f"parameters.{name}: {error}") from None
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna distributions by parameter name."""
+        searched = {name: getattr(self.parameters, name) for name in Parameters.model_fields}
+        return {name: _distribution(spec) for name, spec in searched.items() if spec is not None}
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Epoch counts at which trials are scored, ascending."""
+        epochs = self.parameters.epochs
+        return tuple(sorted(set(epochs.choices))) if epochs else (self.default.epochs,)
+
+    def config_of(self, params: dict[str, Any]) -> TrialConfig:
+        """The full configuration of a sampled point; what is not searched comes from `default`."""
+        data = {**self.default.model_dump(), **params}
+        if "target_modules" in params:
+            data["target_modules"] = modules_from_text(params["target_modules"])
+        if isinstance(self.parameters.alpha, AlphaRatio):
+            data["alpha"] = params["alpha"] * data["rank"]
+        return yaml.validate(data, TrialConfig, "trial")
+
+    def parameters_of(self, config: TrialConfig) -> dict[str, Any]:
+        """The point of the space that gives `config`: the inverse of `config_of`."""
+        point = {name: getattr(config, name) for name in self.distributions}
+        if "alpha" in point and isinstance(self.parameters.alpha, AlphaRatio):
+            point["alpha"] = config.scale
+        if "target_modules" in point:
+            point["target_modules"] = modules_to_text(config.target_modules)
+        return point
+
+
+def modules_to_text(modules: str | tuple[str, ...]) -> str:
+    """Target modules as one text: Optuna stores only scalars."""
+    return modules if isinstance(modules, str) else ",".join(modules)
+
+
+def modules_from_text(text: str) -> str | tuple[str, ...]:
+    """Inverse of `modules_to_text`: a preset has no comma and no dot, `to_q,` is a list of one."""
+    from typing import get_args
+
+    from bench.config import Preset
+
+    return text if text in get_args(Preset) else tuple(part for part in text.split(",") if part)
+
+
+def _distribution(spec: Any) -> BaseDistribution:
+    match spec:
+        case IntRange():
+            return IntDistribution(spec.low, spec.high, log=spec.log)
+        case Range():
+            return FloatDistribution(spec.low, spec.high, log=spec.log)
+        case AlphaRatio():
+            return CategoricalDistribution(spec.ratio)
+        case ModuleChoices():
+            return CategoricalDistribution([modules_to_text(modules) for modules in spec.choices])
+        case _:
+            return CategoricalDistribution(spec.choices)
+
+
+def load_space(name: str) -> SearchSpace:
+    """A shipped space by name, or a YAML file by path; raises UsageError."""
+    shipped = shipped_spaces()
+    if name in shipped:
+        source = files("search_spaces") / f"{name}.yaml"
+        return yaml.parse(source.read_text(encoding="utf-8"), SearchSpace, f"{name}.yaml")
+    path = Path(name)
+    if path.suffix not in {".yaml", ".yml"}:
+        known = ", ".join(shipped)
+        raise UsageError(f"--space {name}: no such space; shipped are {known}, or give a .yaml file")
+    space = yaml.read(path, SearchSpace)
+    return space if "name" in space.model_fields_set else space.model_copy(update={"name": path.stem})
+
+
+def shipped_spaces() -> list[str]:
+    """Names of the spaces in the package `search_spaces`."""
+    names = (entry.name for entry in files("search_spaces").iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))

@@ -1,0 +1,100 @@
+"""YAML files from users, read safely into pydantic models with one-line errors."""
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from bench.errors import UsageError
+
+MAX_BYTES = 1_000_000
+
+
+def _number(value: object) -> object:
+    # PyYAML reads 1e-4 as text: it wants a dot in the number.
+    return float(value) if isinstance(value, str) else value
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+
+
+class Spec(BaseModel):
+    """Base of all models read from YAML: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses aliases: a few lines of them can expand to gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read(path: Path, model: type[Model]) -> Model:
+    """The YAML file at `path` as a `model`; raises UsageError naming the file and the key."""
+    return parse(_text(path), model, str(path))
+
+
+def parse(text: str, model: type[Model], source: str) -> Model:
+    """YAML `text` as a `model`; `source` names it in errors."""
+    try:
+        data = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{source}: expected keys and values, got {type(data).__name__}")
+    return validate(data, model, source)
+
+
+def validate(data: dict[str, Any], model: type[Model], source: str) -> Model:
+    """`data` as a `model`; raises UsageError with the first problem on one line."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(f"{source}: {_first_problem(error, model)}") from None
+
+
+def dump(model: BaseModel) -> str:
+    """A model as YAML, keys in the order of its fields."""
+    data = model.model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path}: larger than {MAX_BYTES} bytes, not read")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+
+
+def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    where = ".".join(location) or "file"
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(_known_keys(model, location[:-1]))
+        return f"{where}: unknown key; known keys: {known}"
+    if problem["type"] == "missing":
+        return f"{where}: required key is missing"
+    if problem["type"] == "value_error":
+        return f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {problem['msg']}, got {problem['input']!r}"
+
+
+def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    current: Any = model
+    for part in path:
+        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
+        current = field.annotation if field else current
+    return list(getattr(current, "model_fields", model.model_fields))

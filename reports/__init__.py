@@ -1,0 +1,1 @@
+"""HTML reports: a run folder -> one file that opens offline."""

@@ -1,0 +1,1 @@
+"""Shipped search spaces: YAML files, read by `bench.space`."""

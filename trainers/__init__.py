@@ -1,0 +1,1 @@
+"""Training: K adapters side by side on one frozen base."""
