@@ -1,0 +1,239 @@
+"""Figures: plain data -> plotly Figure. Text and grid colours are set by the page, for light and dark."""
+
+import html
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+
+from reports.wording import number, plus_minus
+
+COLOURS = {
+    "base": "#8a8f98",
+    "default": "#0072b2",
+    "winner": "#d55e00",
+    "sampled": "#56b4e9",
+    "a": "#d55e00",
+    "b": "#0072b2",
+}
+SYMBOLS = {"base": "square", "default": "diamond", "winner": "star", "sampled": "circle"}
+Z95 = 1.96
+
+
+class Gain(NamedTuple):
+    title: str
+    kind: str
+    gain: float
+    stderr: float
+
+
+class Mark(NamedTuple):
+    """A point of the trade-off plot."""
+
+    title: str
+    kind: str
+    x: float
+    y: float
+    x_stderr: float
+    y_stderr: float
+
+
+class Tradeoff(NamedTuple):
+    x_title: str
+    y_title: str
+    marks: list[Mark]
+    front: list[tuple[float, float]]
+
+
+class History(NamedTuple):
+    title: str
+    titles: list[str]
+    kinds: list[str]
+    values: list[float]
+    best: list[float]
+    base: float | None
+
+
+class Curve(NamedTuple):
+    title: str
+    kind: str
+    steps: list[int]
+    losses: list[float]
+
+
+class Difference(NamedTuple):
+    """A's lead over B in standard errors; positive is better for A."""
+
+    label: str
+    lead: float
+    low: float
+    high: float
+    verdict: str
+
+
+def gains(x_title: str, rows: list[Gain]) -> go.Figure:
+    """Gain over the base of each confirmed candidate with its 95 % interval."""
+    figure = go.Figure()
+    for row in rows:
+        figure.add_scatter(
+            x=[row.gain],
+            y=[row.title],
+            error_x={"array": [Z95 * row.stderr], "thickness": 3, "width": 7},
+            mode="markers+text",
+            text=[plus_minus(row.gain, row.stderr, signed=True)],
+            textposition="top center",
+            marker={"size": 13, "color": COLOURS[row.kind], "symbol": SYMBOLS[row.kind]},
+            hovertemplate="%{y}: %{text}<extra></extra>",
+        )
+    figure.add_vline(x=0, line={"color": COLOURS["base"], "width": 2, "dash": "dot"})
+    figure.update_xaxes(title=x_title)
+    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    return laid_out(figure, height=110 + 62 * len(rows), legend=False)
+
+
+def tradeoff(data: Tradeoff) -> go.Figure:
+    """Every scored point in two objectives, with the front that nothing beats in both."""
+    figure = go.Figure()
+    if len(data.front) > 1:
+        xs, ys = zip(*data.front, strict=True)
+        line = {"color": COLOURS["base"], "dash": "dot", "shape": "linear"}
+        figure.add_scatter(x=xs, y=ys, mode="lines", line=line, name="best trade-offs", hoverinfo="skip")
+    for kind in ("sampled", "default", "base", "winner"):
+        marks = [mark for mark in data.marks if mark.kind == kind]
+        if marks:
+            figure.add_scatter(**_marks(kind, marks))
+    figure.update_xaxes(title=data.x_title)
+    figure.update_yaxes(title=data.y_title)
+    return laid_out(figure, height=460)
+
+
+def _marks(kind: str, marks: list[Mark]) -> dict[str, Any]:
+    faint = {"thickness": 1, "width": 0, "color": "rgba(138, 143, 152, 0.45)"}
+    hover = (
+        "<b>%{text}</b><br>%{x:.4f} ± %{error_x.array:.4f}<br>%{y:.4f} ± %{error_y.array:.4f}<extra></extra>"
+    )
+    return {
+        "x": [mark.x for mark in marks],
+        "y": [mark.y for mark in marks],
+        "error_x": {"array": [mark.x_stderr for mark in marks], **faint},
+        "error_y": {"array": [mark.y_stderr for mark in marks], **faint},
+        "text": [html.escape(mark.title) for mark in marks],
+        "name": {"sampled": "trials", "default": "default config"}.get(kind, kind),
+        "mode": "markers",
+        "marker": {
+            "size": 9 if kind == "sampled" else 14,
+            "color": COLOURS[kind],
+            "symbol": SYMBOLS[kind],
+            "line": {"width": 1, "color": "rgba(255, 255, 255, 0.7)"},
+        },
+        "hovertemplate": hover,
+    }
+
+
+def history(data: History) -> go.Figure:
+    """Scores in the order of the search, with the best so far."""
+    figure = go.Figure()
+    order = list(range(1, len(data.values) + 1))
+    steps = {"color": COLOURS["winner"], "width": 2, "shape": "hv"}
+    figure.add_scatter(x=order, y=data.best, mode="lines", line=steps, name="best so far", hoverinfo="skip")
+    for kind in ("sampled", "default", "winner"):
+        at = [index for index, found in enumerate(data.kinds) if found == kind]
+        if at:
+            figure.add_scatter(
+                x=[order[index] for index in at],
+                y=[data.values[index] for index in at],
+                text=[html.escape(data.titles[index]) for index in at],
+                mode="markers",
+                marker={
+                    "color": COLOURS[kind],
+                    "symbol": SYMBOLS[kind],
+                    "size": 8 if kind == "sampled" else 13,
+                },
+                name={"sampled": "trials", "default": "default config"}.get(kind, kind),
+                hovertemplate="%{text}: %{y:.4f}<extra></extra>",
+            )
+    if data.base is not None:
+        figure.add_hline(
+            y=data.base,
+            line={"color": COLOURS["base"], "dash": "dot"},
+            annotation={"text": "base", "xanchor": "left", "x": 0, "showarrow": False},
+        )
+    figure.update_xaxes(title="scored points in the order of the search", rangemode="tozero")
+    figure.update_yaxes(title=data.title)
+    return laid_out(figure, height=380)
+
+
+def importances(shares: dict[str, float]) -> go.Figure:
+    """One bar a parameter."""
+    names, values = list(shares)[::-1], list(shares.values())[::-1]
+    figure = go.Figure()
+    figure.add_bar(
+        x=values,
+        y=names,
+        orientation="h",
+        marker={"color": COLOURS["default"]},
+        text=[f"{100 * value:.0f} %" for value in values],
+        textposition="outside",
+        cliponaxis=False,
+        hoverinfo="skip",
+    )
+    figure.update_xaxes(title="share of what separates good trials from the rest", tickformat=".0%")
+    figure.update_xaxes(range=[0, 1.15 * max(values)])
+    figure.update_yaxes(automargin=True, showgrid=False)
+    return laid_out(figure, height=100 + 38 * len(names), legend=False)
+
+
+def losses(curves: list[Curve]) -> go.Figure:
+    """Smoothed training loss, one line a trial."""
+    figure = go.Figure()
+    for curve in sorted(curves, key=lambda curve: curve.kind != "sampled"):
+        faint = curve.kind == "sampled"
+        figure.add_scatter(
+            x=curve.steps,
+            y=curve.losses,
+            mode="lines",
+            name=html.escape(curve.title),
+            line={"color": COLOURS[curve.kind], "width": 1.2 if faint else 2.6},
+            opacity=0.6 if faint else 1,
+            showlegend=not faint,
+            hovertemplate="step %{x}: %{y:.4f}",
+        )
+    figure.update_xaxes(title="training step")
+    figure.update_yaxes(title="training loss, smoothed")
+    return laid_out(figure, height=380)
+
+
+def differences(rows: list[Difference]) -> go.Figure:
+    """A's lead over B in each metric, in standard errors, with 95 % intervals."""
+    figure = go.Figure()
+    colours = {"WIN": COLOURS["a"], "TIE": COLOURS["base"], "LOSS": COLOURS["b"]}
+    symbols = {"WIN": "triangle-right", "TIE": "circle", "LOSS": "triangle-left"}
+    for row in rows:
+        figure.add_scatter(
+            x=[row.lead],
+            y=[row.label],
+            error_x={
+                "array": [row.high - row.lead],
+                "arrayminus": [row.lead - row.low],
+                "thickness": 3,
+                "width": 7,
+            },
+            mode="markers",
+            marker={"size": 14, "color": colours[row.verdict], "symbol": symbols[row.verdict]},
+            hovertemplate=f"%{{y}}: {number(row.lead, 1, signed=True)} standard errors<extra></extra>",
+        )
+    figure.add_vline(x=0, line={"color": COLOURS["base"], "width": 2, "dash": "dot"})
+    figure.update_xaxes(title="← better for B     standard errors     better for A →")
+    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    return laid_out(figure, height=120 + 46 * len(rows), legend=False)
+
+
+def laid_out(figure: go.Figure, *, height: int, legend: bool = True) -> go.Figure:
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 56, "r": 20, "t": 44 if legend else 24, "b": 52},
+        showlegend=legend,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        hovermode="closest",
+    )
+    return figure

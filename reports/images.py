@@ -1,0 +1,105 @@
+"""Images of a run as thumbnails inside the page: one row a prompt, one column a set of images."""
+
+import base64
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from bench.run import PromptRecord, Run, image_files
+
+THUMBNAIL_PIXELS = 256
+SMALL_PIXELS = 128
+"""Images up to this size are kept as they are and enlarged without smoothing."""
+MAX_PROMPTS = 48
+MAX_SEEDS = 4
+MAX_CHARACTERS = 8_500_000
+"""Of all thumbnails of a page: with plotly.js (4.8 MB) it stays under 15 MB."""
+
+
+class Column(NamedTuple):
+    """A set of images to show: `images` in the order of an evaluation."""
+
+    title: str
+    kind: str
+    """`base`, `default`, `winner`, `a` or `b`: decides the colour."""
+    images: list[Path]
+    values: list[float]
+    """One score a prompt, or empty."""
+
+
+class Thumbnail(NamedTuple):
+    uri: str
+    pixelated: bool
+
+
+class Cell(NamedTuple):
+    title: str
+    kind: str
+    thumbnails: list[Thumbnail | None]
+    """One a seed; the true picture has just one."""
+    value: float | None
+
+
+class PromptRow(NamedTuple):
+    caption: str
+    cells: list[Cell]
+
+
+class Grid(NamedTuple):
+    rows: list[PromptRow]
+    seeds: int
+    num_prompts: int
+    """Prompts there are; rows may be fewer."""
+
+
+def grid(run: Run, prompts: list[PromptRecord], columns: list[Column], order: list[int]) -> Grid:
+    """Rows for prompts in `order`, until the page is full."""
+    rows: list[PromptRow] = []
+    seeds = min((len(prompt.seeds) for prompt in prompts), default=0)
+    left = MAX_CHARACTERS
+    for index in order[:MAX_PROMPTS]:
+        cells = [_cell(column, index, seeds) for column in columns]
+        row = PromptRow(prompts[index].text, [*cells, _real(run, prompts[index])])
+        left -= sum(len(image.uri) for cell in row.cells for image in cell.thumbnails if image)
+        if left < 0:
+            break
+        rows.append(row)
+    return Grid(rows, min(seeds, MAX_SEEDS), len(prompts))
+
+
+def column(title: str, kind: str, folder: Path, values: list[float]) -> Column:
+    """The images of an evaluation's folder."""
+    return Column(title, kind, image_files(folder), values)
+
+
+def thumbnail(path: Path) -> Thumbnail | None:
+    """A data URI; None where there is no readable image."""
+    try:
+        with Image.open(path) as image:
+            picture = image.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    small = max(picture.size) <= SMALL_PIXELS
+    if not small:
+        picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", lossless=small, quality=100 if small else 82)
+    text = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Thumbnail(f"data:image/webp;base64,{text}", small)
+
+
+def _cell(column: Column, index: int, seeds: int) -> Cell:
+    files = column.images[index * seeds : (index + 1) * seeds][:MAX_SEEDS]
+    value = column.values[index] if index < len(column.values) else None
+    return Cell(column.title, column.kind, [thumbnail(file) for file in files] or [None], value)
+
+
+def _real(run: Run, prompt: PromptRecord) -> Cell:
+    """The true picture; a name that leads out of the run folder is not followed."""
+    image = None
+    if prompt.real is not None:
+        path = (run.path / prompt.real).resolve()
+        image = thumbnail(path) if path.is_relative_to(run.path.resolve()) else None
+    return Cell("real picture", "real", [image], None)

@@ -1,0 +1,209 @@
+"""The report of one search: a run folder -> report.html inside it."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+
+from bench import yaml
+from bench.run import (
+    Candidate,
+    Result,
+    Run,
+    Split,
+    TrialRecord,
+    epoch_folder,
+    has_evaluation,
+    read_evaluation,
+    read_losses,
+    write_text,
+)
+from bench.scoring.metrics import METRICS, Score
+from reports import figures, page, parallel, tables
+from reports.images import Column, Grid, column, grid
+from reports.trials import Point, best, best_so_far, front, importances, read_points, scored
+from reports.verdict import candidate_of, verdict, winner_of
+from reports.wording import axis_title, capital, direction, settings, trial_name
+
+MAX_CURVE_POINTS = 150
+
+
+class Recommended(NamedTuple):
+    """What to do with the outcome."""
+
+    rows: list[tables.Setting]
+    config: str
+    """training_config.yaml, ready to copy."""
+    adapter: str | None
+    """Path of the winning adapter from the folder that holds the run."""
+
+
+def write(run: Run) -> Path:
+    """Write run.path/"report.html"; works for a search in any state."""
+    path = run.path / "report.html"
+    write_text(path, render(run))
+    return path
+
+
+def render(run: Run) -> str:
+    """The page as text."""
+    points, result = read_points(run), run.result()
+    base = {split: _scores(run.base_folder(split)) for split in ("dev", "test")}
+    weight = importances(run, points)
+    return page.render(
+        "search.html.j2",
+        run=run.metadata,
+        space=run.space,
+        metric=METRICS[run.space.select_by],
+        verdict=verdict(run, result, points),
+        recommended=recommended(run, result) if result else None,
+        confirmed=tables.confirmed(result, base["test"]) if result else None,
+        grid=images(run, result, points),
+        split="test" if result else "dev",
+        trials=tables.trials(run.space, points),
+        importances=weight,
+        origins=tables.origins(run.metadata),
+        costs=tables.costs(run, result),
+        space_yaml=yaml.dump(run.space),
+        figures={
+            "gains": _gains(result) if result else None,
+            "tradeoff": _tradeoff(run, points, base["dev"]),
+            "history": _history(run, points, base["dev"]),
+            "importances": figures.importances(weight.shares) if weight.shares else None,
+            "parallel": _parallel(run, points),
+            "losses": _losses(run, result),
+        },
+    )
+
+
+def recommended(run: Run, result: Result) -> Recommended:
+    """The winner's settings beside the default's, and the files that reproduce it."""
+    won, default = winner_of(result), candidate_of(result, "default")
+    file = run.path / "winner" / "training_config.yaml"
+    adapter = run.path / "winner" / "adapter.safetensors"
+    return Recommended(
+        tables.setting_rows(settings(won.config), settings((default or won).config)),
+        file.read_text(encoding="utf-8") if file.exists() else yaml.dump(won.config),
+        f"{run.path.name}/winner/adapter.safetensors" if adapter.exists() else None,
+    )
+
+
+def images(run: Run, result: Result | None, points: list[Point]) -> Grid | None:
+    """Base, default and winner beside the true picture: confirmed images once there are any."""
+    split: Split = "test" if result else "dev"
+    columns = [_column(run, "base model", "base", run.base_folder(split))]
+    shown = _confirmed_folders(run, result) if result else _dev_folders(run, points)
+    columns += [_column(run, title, kind, folder) for title, kind, folder in shown]
+    prompts = run.metadata.prompts.get(split, [])
+    columns = [found for found in columns if found.images]
+    return grid(run, prompts, columns, list(range(len(prompts)))) if columns and prompts else None
+
+
+def _confirmed_folders(run: Run, result: Result) -> list[tuple[str, str, Path]]:
+    won, default = winner_of(result), candidate_of(result, "default")
+    shown = [("default config", "default", confirmed_folder(run, default))] if default else []
+    if won.label != "default":
+        shown.append((trial_name(won.label), "winner", confirmed_folder(run, won)))
+    return shown
+
+
+def _dev_folders(run: Run, points: list[Point]) -> list[tuple[str, str, Path]]:
+    known = scored(points, run.space.select_by)
+    default = best([point for point in known if point.kind == "default"], run.space.select_by)
+    found = best(known, run.space.select_by)
+    shown = [("default config", "default", _point_folder(run, default))] if default else []
+    if found and found.kind != "default":
+        shown.append((f"{trial_name(found.label)}, best so far", "winner", _point_folder(run, found)))
+    return shown
+
+
+def confirmed_folder(run: Run, candidate: Candidate) -> Path:
+    """The evaluation of a candidate's first retraining."""
+    return epoch_folder(run.path / "confirm" / candidate.records[0], candidate.config.epochs)
+
+
+def _point_folder(run: Run, point: Point) -> Path:
+    return epoch_folder(run.path / "trials" / point.label, point.config.epochs)
+
+
+def _column(run: Run, title: str, kind: str, folder: Path) -> Column:
+    paired = read_evaluation(folder).per_prompt if has_evaluation(folder) else {}
+    return column(title, kind, folder, paired.get(run.space.select_by, []))
+
+
+def _scores(folder: Path) -> dict[str, Score]:
+    return read_evaluation(folder).scores if has_evaluation(folder) else {}
+
+
+def _gains(result: Result) -> go.Figure | None:
+    metric, rows = METRICS[result.select_by], []
+    for candidate in tables.ranked(result):
+        score = candidate.scores[metric.name]
+        if score.gain is not None and score.gain_stderr is not None:
+            kind = "winner" if candidate.label == result.winner else candidate.label
+            kind = kind if kind in figures.COLOURS else "sampled"
+            title = capital(trial_name(candidate.label))
+            rows.append(figures.Gain(title, kind, score.gain, score.gain_stderr))
+    named = axis_title(metric, winner_of(result).scores[metric.name])
+    return figures.gains(f"gain over the base in {named}, {direction(metric)}", rows) if rows else None
+
+
+def _tradeoff(run: Run, points: list[Point], base: dict[str, Score]) -> go.Figure | None:
+    y = run.space.select_by
+    x = next((name for name in run.space.objectives if name != y), "drift" if y != "drift" else "clip_score")
+    known = scored(points, x, y)
+    if not known:
+        return None
+    marks = [_mark(f"trial {p.label}, epoch {p.epoch}", p.kind, p.scores[x], p.scores[y]) for p in known]
+    if x in base and y in base:
+        marks.append(_mark("base model", "base", base[x], base[y]))
+    line = [(point.value(x), point.value(y)) for point in front(known, x, y)]
+    titles = [f"{axis_title(METRICS[n], known[0].scores[n])}, {direction(METRICS[n])}" for n in (x, y)]
+    return figures.tradeoff(figures.Tradeoff(titles[0], titles[1], marks, line))
+
+
+def _mark(title: str, kind: str, x: Score, y: Score) -> figures.Mark:
+    return figures.Mark(title, kind, x.value, y.value, x.stderr, y.stderr)
+
+
+def _history(run: Run, points: list[Point], base: dict[str, Score]) -> go.Figure | None:
+    name = run.space.select_by
+    known = scored(points, name)
+    if not known:
+        return None
+    return figures.history(
+        figures.History(
+            axis_title(METRICS[name], known[0].scores[name]),
+            [f"trial {point.label}, epoch {point.epoch}" for point in known],
+            [point.kind for point in known],
+            [point.value(name) for point in known],
+            best_so_far(known, name),
+            base[name].value if name in base else None,
+        )
+    )
+
+
+def _parallel(run: Run, points: list[Point]) -> go.Figure | None:
+    data = parallel.parallel(points, run.space.select_by) if scored(points, run.space.select_by) else None
+    return parallel.figure(data) if data and len(data.axes) > 1 else None
+
+
+def _losses(run: Run, result: Result | None) -> go.Figure | None:
+    curves = [curve for trial in run.trials() if (curve := _curve(trial, result))]
+    return figures.losses(curves) if curves else None
+
+
+def _curve(trial: TrialRecord, result: Result | None) -> figures.Curve | None:
+    """Smoothed over a twentieth of the training, and thinned."""
+    table = read_losses(trial.path)
+    if len(table) < 2:
+        return None
+    smooth = table["loss"].ewm(span=max(2, len(table) // 20)).mean()
+    every = max(1, len(table) // MAX_CURVE_POINTS)
+    kind = "winner" if result and trial.label == result.winner else trial.origin
+    return figures.Curve(
+        f"trial {trial.label}" if kind != "default" else "default config",
+        kind if kind in figures.COLOURS else "sampled",
+        [int(step) for step in table["step"][::every]],
+        [float(loss) for loss in smooth[::every]],
+    )

@@ -1,0 +1,122 @@
+"""The first sentences of a search report: what won, by how much, how sure that is."""
+
+from collections import Counter
+from typing import NamedTuple
+
+from bench.run import Candidate, Result, Run
+from bench.scoring.metrics import METRICS, Score, title
+from reports.trials import Point, best, scored
+from reports.wording import capital, outcome, plural, plus_minus, sign, trial_name
+
+
+class Fact(NamedTuple):
+    """One of the few numbers beside the verdict."""
+
+    label: str
+    value: str
+    note: str
+
+
+class Verdict(NamedTuple):
+    tone: str
+    """`win`, `tie` or `open`: the colour of the page's first block."""
+    headline: str
+    detail: str
+    facts: list[Fact]
+
+
+def verdict(run: Run, result: Result | None, points: list[Point]) -> Verdict:
+    if result is not None:
+        return _finished(run, result)
+    if not points:
+        return Verdict("open", "Nothing has been tried yet.", "The run folder holds no trial.", [])
+    if scored(points, run.space.select_by):
+        return _unfinished(run, points)
+    if all(point.state == "failed" for point in points):
+        return Verdict("open", "Every trial failed.", _reasons(points), [])
+    return Verdict("open", "No trial has been scored yet.", _reasons(points), [])
+
+
+def winner_of(result: Result) -> Candidate:
+    return candidate_of(result, result.winner) or result.candidates[0]
+
+
+def candidate_of(result: Result, label: str) -> Candidate | None:
+    return next((candidate for candidate in result.candidates if candidate.label == label), None)
+
+
+def _finished(run: Run, result: Result) -> Verdict:
+    metric, won = METRICS[result.select_by], winner_of(result)
+    score = won.scores[metric.name]
+    lead = result.gain_over_default.get(metric.name)
+    where = f"on {plural(score.num_prompts, 'prompt')} the search never saw, "
+    where += plural(len(won.records), "training seed")
+    against = (
+        f"{title(metric, score)} {plus_minus(score.value, score.stderr)}: {_gain(score)} against the base"
+    )
+    facts = _facts(score, lead)
+    if won.label == "default":
+        detail = f"No setting was shown to beat it. {against}, {where}.{_doubt(score, metric.name)}"
+        return Verdict("tie", "Keep the default config.", detail, facts)
+    over = f" and {plus_minus(*lead, signed=True)} against the default config" if lead else ""
+    if lead and outcome(metric, *lead) == "better":
+        detail = f"{against}{over}, {where}.{_doubt(score, metric.name)}"
+        return Verdict("win", f"{capital(trial_name(won.label))} wins.", detail, facts)
+    detail = f"{capital(trial_name(won.label))} scored best, but its lead is within two standard errors. "
+    detail += f"{against}{over}, {where}.{_doubt(score, metric.name)}"
+    return Verdict("tie", "No setting was shown to beat the default config.", detail, facts)
+
+
+def _gain(score: Score) -> str:
+    return plus_minus(score.gain, score.gain_stderr, signed=True)
+
+
+def _doubt(score: Score, name: str) -> str:
+    """What has to be said when the adapter does not beat the base."""
+    found = outcome(METRICS[name], score.gain, score.gain_stderr)
+    if found == "better":
+        return " Lower is better." if sign(METRICS[name]) < 0 else ""
+    return (
+        " That is worse than the base." if found == "worse" else " It was not shown to beat the base either."
+    )
+
+
+def _facts(score: Score, lead: tuple[float, float] | None) -> list[Fact]:
+    facts = [
+        Fact("confirmed score", plus_minus(score.value, score.stderr), "± is one standard error"),
+        Fact("against the base", _gain(score), _errors(score.gain, score.gain_stderr)),
+    ]
+    if lead and lead != (0.0, 0.0):
+        facts.append(Fact("against the default", plus_minus(*lead, signed=True), _errors(*lead)))
+    return facts
+
+
+def _errors(gain: float | None, stderr: float | None) -> str:
+    """How many standard errors a gain is: the plain measure of how sure it is."""
+    if gain is None or not stderr:
+        return "no standard error known"
+    return f"{abs(gain) / stderr:.1f} standard errors"
+
+
+def _unfinished(run: Run, points: list[Point]) -> Verdict:
+    metric = METRICS[run.space.select_by]
+    found = best(points, metric.name)
+    assert found is not None  # the caller has seen a scored point
+    score = found.scores[metric.name]
+    labels = {point.label for point in scored(points, metric.name)}
+    detail = (
+        f"Best so far: {trial_name(found.label)} at epoch {found.epoch}, {title(metric, score)} "
+        f"{plus_minus(score.value, score.stderr)} ({_gain(score)} against the base) on "
+        f"{plural(score.num_prompts, 'dev prompt')}; {plural(len(labels), 'trial')} of {run.space.trials} scored. "
+        "The best of many trials is flattered by chance: nothing is confirmed yet. "
+        "Run the same search command again to go on."
+    )
+    return Verdict("open", "The search has not finished.", detail, [])
+
+
+def _reasons(points: list[Point]) -> str:
+    counts = Counter(point.reason or "no reason recorded" for point in points if point.state == "failed")
+    running = sum(point.state == "running" for point in points)
+    parts = [f"{plural(count, 'trial')}: {reason}" for reason, count in counts.most_common(3)]
+    parts += [f"{plural(running, 'trial')} started and not ended"] if running else []
+    return "; ".join(parts) + "."

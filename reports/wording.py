@@ -1,0 +1,111 @@
+"""How reports write numbers, configurations and durations."""
+
+import html
+import math
+
+from bench.config import TrialConfig
+from bench.scoring.metrics import METRICS, Metric, Score
+from bench.space import modules_to_text
+
+MISSING = "–"
+MAX_DECIMALS = 5
+
+
+def number(value: float | None, decimals: int = 3, *, signed: bool = False) -> str:
+    """Fixed decimals with a true minus sign; a dash for what is missing or not finite."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    text = f"{value:{'+' if signed else ''}.{decimals}f}"
+    return text.replace("-", "−")
+
+
+def plus_minus(value: float | None, stderr: float | None, *, signed: bool = False) -> str:
+    """A value with as many decimals as two digits of its standard error: `0.523 ± 0.012`."""
+    if stderr is None or not math.isfinite(stderr) or stderr <= 0:
+        return number(value, signed=signed)
+    decimals = decimals_of(stderr)
+    text = number(value, decimals, signed=signed)
+    return text if text == MISSING else f"{text} ± {number(stderr, decimals)}"
+
+
+def decimals_of(stderr: float) -> int:
+    """Decimals that show two digits of a standard error."""
+    return min(MAX_DECIMALS, max(0, 1 - math.floor(math.log10(stderr))))
+
+
+def short(value: float) -> str:
+    """A setting as people write it: `8`, `0.05`, `1.2e-04`."""
+    return f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{value:.3g}"
+
+
+def p_value(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def duration(seconds: float | None) -> str:
+    """`48 s`, `12 min`, `3 h 05 min`."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def trial_name(label: str) -> str:
+    """`default` -> `the default config`, `0007` -> `trial 7`."""
+    if label == "default":
+        return "the default config"
+    return f"trial {int(label)}" if label.isdecimal() else f"trial {label}"
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def settings(config: TrialConfig) -> dict[str, str]:
+    """Every field of a configuration as text."""
+    texts = {}
+    for name, value in config.model_dump().items():
+        if name == "target_modules":
+            texts[name] = modules_to_text(value)
+        else:
+            texts[name] = str(value) if isinstance(value, int) else short(value)
+    return texts
+
+
+def sign(metric: Metric) -> int:
+    """+1 where more is better, −1 where less is."""
+    return 1 if metric.direction == "maximize" else -1
+
+
+def outcome(metric: Metric, difference: float | None, stderr: float | None) -> str:
+    """`better`, `worse`, or `same` where the difference is within two standard errors."""
+    if difference is None or stderr is None or not abs(difference) > 2 * stderr:
+        return "same"
+    return "better" if difference * sign(metric) > 0 else "worse"
+
+
+def qualifier(score: Score) -> str:
+    """The part of a score's title after the metric's label."""
+    return f"({score.extractor}, {score.num_images} images)"
+
+
+def axis_title(metric: Metric, score: Score | None) -> str:
+    """A score's full name on two lines, for a figure."""
+    return f"{metric.label}<br>{html.escape(qualifier(score))}" if score else metric.label
+
+
+def direction(metric: Metric) -> str:
+    return "higher is better" if metric.direction == "maximize" else "lower is better"
+
+
+def metric_names(names: set[str]) -> list[str]:
+    """Known metrics among `names`, in the order of METRICS."""
+    return [name for name in METRICS if name in names]

@@ -1,0 +1,301 @@
+"""Synthetic run folders, written with the functions that a search uses; no model, no GPU."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bench.config import TrialConfig
+from bench.run import (
+    Candidate,
+    Evaluation,
+    Metadata,
+    PromptRecord,
+    Result,
+    Run,
+    end_trial,
+    epoch_folder,
+    start_trial,
+    write_evaluation,
+    write_images,
+    write_losses,
+    write_text,
+)
+from bench.scoring.metrics import METRICS, Score
+from bench.space import SearchSpace
+
+Ending = Literal["finished", "interrupted", "failed", "empty"]
+BASE_VALUES = {
+    "similarity": 0.38,
+    "clip_score": 0.24,
+    "diversity": 0.31,
+    "vendi": 1.35,
+    "kd": 9.0,
+    "fid": 61.0,
+    "drift": 0.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sketch:
+    """What a synthetic run looks like."""
+
+    ending: Ending = "finished"
+    trials: int = 6
+    prompts: int = 6
+    seeds: int = 2
+    training_seeds: int = 2
+    pixels: int = 8
+    gain: float = 0.1
+    """How much the best trial adds to the default config's similarity."""
+    random: int = 0
+    winner: str = "0002"
+    caption: str = "a red apple"
+    reason: str = "loss is NaN at step 12"
+    metadata: tuple[tuple[str, Any], ...] = ()
+    space: tuple[tuple[str, Any], ...] = ()
+
+
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """`make_run("name", gain=0.2, ...)`: a run folder of that name, fields of Sketch as keywords."""
+    return lambda name="run-a", **fields: build_run(tmp_path / name, Sketch(**fields))
+
+
+def build_run(path: Path, sketch: Sketch) -> Run:
+    """Write the run folder that `sketch` describes."""
+    rng = np.random.default_rng(sketch.random)
+    space = _space(sketch)
+    run = Run.create(path, _metadata(path.name, sketch, space))
+    pictures = {split: _pictures(sketch, index) for index, split in enumerate(("dev", "test"))}
+    for split, images in pictures.items():
+        write_images(path / "real" / split, images)
+    if sketch.ending == "empty":
+        return run
+    for split, images in pictures.items():
+        _write_base(run.path / "base" / split, sketch, images, rng)
+    failed = range(sketch.trials) if sketch.ending == "failed" else [sketch.trials - 1]
+    for number in range(sketch.trials):
+        _write_trial(run, sketch, number, pictures["dev"], rng, failed=number in failed)
+    if sketch.ending == "finished":
+        _write_result(run, sketch, pictures["test"], rng)
+    return run
+
+
+def config_of(number: int) -> TrialConfig:
+    """The configuration of a trial; number 0 is the default."""
+    rng = np.random.default_rng(100 + number)
+    if number == 0:
+        return TrialConfig(rank=8, alpha=8, learning_rate=1e-4, epochs=4)
+    rank = int(rng.choice([4, 8, 16, 32]))
+    return TrialConfig(
+        rank=rank,
+        alpha=rank * float(rng.choice([0.5, 1, 2])),
+        learning_rate=float(10 ** rng.uniform(-5, -3)),
+        dropout=float(rng.choice([0, 0.05, 0.1])),
+        epochs=int(rng.choice([2, 4])),
+        target_modules=["attention", "attention+ff", "all"][rng.integers(3)],
+    )
+
+
+def _space(sketch: Sketch) -> SearchSpace:
+    data: dict[str, Any] = {
+        "name": "synthetic",
+        "base": "emoji-xl",
+        "data": "emoji-3d",
+        "parameters": {
+            "rank": {"choices": [4, 8, 16, 32]},
+            "alpha": {"ratio": [0.5, 1, 2]},
+            "learning_rate": {"low": 1e-5, "high": 1e-3, "log": True},
+            "dropout": {"choices": [0, 0.05, 0.1]},
+            "epochs": {"choices": [2, 4]},
+            "target_modules": {"choices": ["attention", "attention+ff", "all"]},
+        },
+        "default": config_of(0).model_dump(),
+        "prompts": {"dev": sketch.prompts, "test": sketch.prompts, "seeds": sketch.seeds},
+        "confirm": {"finalists": 2, "seeds": sketch.training_seeds},
+    }
+    return SearchSpace.model_validate({**data, **dict(sketch.space)})
+
+
+def _metadata(name: str, sketch: Sketch, space: SearchSpace) -> Metadata:
+    metadata = Metadata(
+        name=name,
+        created="2026-01-02T03:04:05+00:00",
+        seed=7,
+        space=space.model_dump(mode="json"),
+        base="emoji-xl",
+        base_fingerprint="b4" * 32,
+        data="emoji-3d",
+        data_fingerprint="da" * 32,
+        num_images={"train": 120, "dev": sketch.prompts, "test": sketch.prompts},
+        scorer="bundled",
+        scorer_fingerprint="5c" * 32,
+        prompts_fingerprint="9f" * 32,
+        prompts={"dev": _prompts("dev", sketch), "test": _prompts("test", sketch)},
+        device="cpu",
+        machine="x86_64, 2 cores",
+        versions={"bench": "0.1.0", "torch": "2.11.0", "diffusers": "0.42.0"},
+    )
+    return replace(metadata, **dict(sketch.metadata))
+
+
+def _prompts(split: str, sketch: Sketch) -> list[PromptRecord]:
+    seeds = tuple(range(1000, 1000 + sketch.seeds))
+    return [
+        PromptRecord(
+            text=f"{sketch.caption}, number {index}", seeds=seeds, real=f"real/{split}/{index:04d}.webp"
+        )
+        for index in range(sketch.prompts)
+    ]
+
+
+def _pictures(sketch: Sketch, salt: int) -> NDArray[np.uint8]:
+    """A coloured disc a prompt: easy to tell apart by eye."""
+    rng = np.random.default_rng(50 + salt)
+    axis = np.linspace(-1, 1, sketch.pixels)
+    x, y = np.meshgrid(axis, axis)
+    images = []
+    for _ in range(sketch.prompts):
+        centre, colour = rng.uniform(-0.3, 0.3, 2), rng.uniform(30, 230, 3)
+        distance = np.hypot(x - centre[0], y - centre[1])[..., None]
+        shade = 1 - 0.5 * distance
+        images.append(np.where(distance < 0.6, colour * shade, 245.0))
+    return np.stack(images).astype(np.uint8)
+
+
+def _drawn(pictures: NDArray[np.uint8], quality: float, seeds: int, rng: Any) -> NDArray[np.uint8]:
+    """`seeds` images a prompt, nearer to the true picture the higher `quality`."""
+    images = np.repeat(pictures, seeds, axis=0).astype(float)
+    weight = float(np.clip(quality, 0, 1))
+    noise = np.roll(images, 1 + images.shape[1] // 5, axis=2)[..., ::-1]
+    grain = rng.normal(0, 30 * (1 - weight), images.shape)
+    return np.clip(weight * images + (1 - weight) * noise + grain, 0, 255).astype(np.uint8)
+
+
+def _evaluation(sketch: Sketch, shift: float, rng: Any, base: dict[str, list[float]] | None) -> Evaluation:
+    """Scores that are `shift` better than the base's, with noise a prompt."""
+    num_images = sketch.prompts * sketch.seeds
+    per_prompt, scores = {}, {}
+    for name, metric in METRICS.items():
+        good = shift if metric.direction == "maximize" else -20 * shift
+        if name == "drift":
+            good = 150 * abs(shift)
+        wide = np.random.default_rng(list(name.encode())).normal(0, 0.06, sketch.prompts)
+        values = BASE_VALUES[name] + wide + good + rng.normal(0, 0.01, sketch.prompts)
+        gain: tuple[float, float] | None = None
+        if base is not None:
+            differences = values - np.array(base[name])
+            gain = float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(sketch.prompts))
+        scores[name] = Score(
+            value=float(values.mean()),
+            stderr=float(values.std(ddof=1) / np.sqrt(sketch.prompts)),
+            num_images=num_images,
+            num_prompts=sketch.prompts,
+            extractor="emoji-clip",
+            gain=gain[0] if gain else None,
+            gain_stderr=gain[1] if gain else None,
+        )
+        per_prompt[name] = [float(value) for value in values]
+    features = rng.normal(shift * 5, 1, (num_images, 8)).astype(np.float32)
+    return Evaluation(scores=scores, per_prompt=per_prompt, features=features)
+
+
+def _paired_only(evaluation: Evaluation) -> Evaluation:
+    kept = {name: values for name, values in evaluation.per_prompt.items() if METRICS[name].paired}
+    return replace(evaluation, per_prompt=kept)
+
+
+def _base_values(sketch: Sketch) -> dict[str, list[float]]:
+    return _evaluation(sketch, 0.0, np.random.default_rng(1), None).per_prompt
+
+
+def _write_base(folder: Path, sketch: Sketch, pictures: NDArray[np.uint8], rng: Any) -> None:
+    evaluation = _evaluation(sketch, 0.0, np.random.default_rng(1), None)
+    write_evaluation(folder, _paired_only(evaluation), _drawn(pictures, 0.2, sketch.seeds, rng))
+
+
+def _write_trial(
+    run: Run, sketch: Sketch, number: int, pictures: NDArray[np.uint8], rng: Any, *, failed: bool
+) -> None:
+    folder, config = run.trial_folder(number), config_of(number)
+    start_trial(folder, config, "default" if number == 0 else "sampled")
+    steps = np.arange(1, 61)
+    losses = 0.12 + 0.2 * np.exp(-steps * config.learning_rate * 400) + rng.normal(0, 0.01, 60)
+    write_losses(folder, [(int(step), float(loss)) for step, loss in zip(steps, losses, strict=True)])
+    if failed:
+        return end_trial(folder, "failed", 12.5, sketch.reason)
+    for epoch in [epoch for epoch in run.space.rungs if epoch <= config.epochs]:
+        shift = _shift(sketch, number) * epoch / config.epochs
+        _write_evaluation(epoch_folder(folder, epoch), sketch, shift, pictures, rng)
+    end_trial(folder, "complete", 61.2)
+
+
+def _shift(sketch: Sketch, number: int) -> float:
+    best = int(sketch.winner) if sketch.winner != "default" else 0
+    if number in (0, best):
+        return 0.05 + (sketch.gain if number else 0.0)
+    return 0.05 + sketch.gain * float(np.random.default_rng(number).uniform(-0.5, 0.8))
+
+
+def _write_evaluation(
+    folder: Path, sketch: Sketch, shift: float, pictures: NDArray[np.uint8], rng: Any
+) -> Evaluation:
+    evaluation = _paired_only(_evaluation(sketch, shift, rng, _base_values(sketch)))
+    write_evaluation(folder, evaluation, _drawn(pictures, 0.3 + 4 * shift, sketch.seeds, rng))
+    return evaluation
+
+
+def _write_result(run: Run, sketch: Sketch, pictures: NDArray[np.uint8], rng: Any) -> None:
+    labels = dict.fromkeys(["default", sketch.winner, "0001"])
+    candidates = tuple(_candidate(run, sketch, label, pictures, rng) for label in labels)
+    scores = {candidate.label: candidate.scores for candidate in candidates}
+    won, default = scores[sketch.winner], scores["default"]
+    run.write_result(
+        Result(
+            winner=sketch.winner,
+            candidates=candidates,
+            select_by=run.space.select_by,
+            gain_over_default={
+                name: (won[name].value - default[name].value, won[name].gain_stderr or 0.0) for name in won
+            },
+            seconds=1312.0,
+        )
+    )
+    winner = next(candidate for candidate in candidates if candidate.label == sketch.winner)
+    from bench import yaml
+
+    write_text(run.path / "winner" / "training_config.yaml", yaml.dump(winner.config))
+
+
+def _candidate(run: Run, sketch: Sketch, label: str, pictures: NDArray[np.uint8], rng: Any) -> Candidate:
+    number = 0 if label == "default" else int(label)
+    config, records, evaluations = config_of(number), [], []
+    for seed in range(1, sketch.training_seeds + 1):
+        folder = run.confirm_folder(label, seed)
+        start_trial(folder, config.model_copy(update={"seed": seed}), "confirm")
+        shift = _shift(sketch, number) + float(rng.normal(0, 0.004))
+        evaluations.append(
+            _write_evaluation(epoch_folder(folder, config.epochs), sketch, shift, pictures, rng)
+        )
+        end_trial(folder, "complete", 70.0)
+        records.append(folder.name)
+    values = {name: [entry.scores[name].value for entry in evaluations] for name in METRICS}
+    first = evaluations[0].scores
+    return Candidate(
+        label=label,
+        config=config,
+        records=tuple(records),
+        scores={name: replace(first[name], value=float(np.mean(values[name]))) for name in METRICS},
+        seed_spread={
+            name: float(np.std(values[name], ddof=1)) if len(evaluations) > 1 else float("nan")
+            for name in METRICS
+        },
+    )
