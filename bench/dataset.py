@@ -1,0 +1,213 @@
+"""A folder, a Hub data set or a bundled one -> checked images with captions: train, dev and test."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+
+from PIL import Image
+
+from bench.errors import MissingError, UsageError
+from bench.folder import read_folder
+from bench.pictures import Entry, Fault, Flaw, digest
+from bench.tables import SPLITS, Tables, read_hub, read_tables, table_files
+
+BUILTIN = ("emoji/streamline", "emoji/pixel16", "emoji/fluent-3d")
+MIN_IMAGES = 6
+MIN_HELD_OUT = 2
+MAX_CAPTION = 2_000
+MAX_LISTED = 50
+HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One image with its caption; the pixels are read when they are asked for."""
+
+    name: str
+    """File relative to the data set's folder, or `row 17`."""
+    caption: str
+    digest: str
+    """sha256 over the size and the RGB pixels."""
+    load: Callable[[], Image.Image] = field(repr=False, compare=False)
+
+    def image(self) -> Image.Image:
+        """The image upright, in RGB; raises UsageError if it is no longer what was checked."""
+        try:
+            image = self.load()
+        except Flaw as flaw:
+            raise UsageError(f"{self.name}: {flaw}") from None
+        if digest(image) != self.digest:
+            raise UsageError(f"{self.name}: has changed since it was checked")
+        return image
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """Images to train on, and two held-out sets of them."""
+
+    name: str
+    """As the user gave it."""
+    train: tuple[Example, ...]
+    dev: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over captions and pixels, split by split and in order; file names do not count."""
+        splits = (self.train, self.dev, self.test)
+        content = [[(example.caption, example.digest) for example in split] for split in splits]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def load_dataset(source: str, trigger: str | None = None) -> Dataset:
+    """Read and check everything; `trigger` is put in front of each caption that does not contain it."""
+    splits = _checked(source, _read(source))
+    if set(splits) != {"train", "dev", "test"}:
+        splits = _split(source, [example for examples in splits.values() for example in examples])
+    for split, examples in splits.items():
+        if len(examples) < MIN_HELD_OUT:
+            raise UsageError(f"{source}: {split} has {_count(len(examples), 'image')}, needs {MIN_HELD_OUT}")
+    return Dataset(
+        name=source, **{split: _triggered(examples, trigger) for split, examples in splits.items()}
+    )
+
+
+# Where it is
+
+
+def _read(source: str) -> Tables:
+    if source in BUILTIN:
+        folder = Path(str(files("bench"))) / "builtin" / source
+        if not folder.is_dir():
+            raise MissingError(f"{source}: not in this installation; install bench again")
+        return _read_folder(folder)
+    if source.startswith(("./", "../", "/", "~")) or (source and Path(source).exists()):
+        return _read_path(source)
+    if hub := HUB_ID.fullmatch(source):
+        return read_hub(hub["name"], hub["revision"])
+    raise UsageError(
+        f"{source}: no such folder; give a folder, owner/name of a data set on the Hub, "
+        f"or one of {', '.join(BUILTIN)}"
+    )
+
+
+def _read_path(source: str) -> Tables:
+    try:
+        path = Path(source).expanduser().absolute()  # a worker may run in another folder
+        if path.is_dir():
+            return read_tables(path) if table_files(path) else _read_folder(path)
+        problem = "is a file; give the folder it is in" if path.exists() else "no such folder"
+    except (OSError, RuntimeError) as error:
+        problem = f"cannot be read: {error}"
+    raise UsageError(f"{source}: {problem}")
+
+
+def _read_folder(root: Path) -> Tables:
+    folders = {SPLITS[path.name]: path for path in root.iterdir() if path.name in SPLITS and path.is_dir()}
+    if set(folders) == {"train", "dev", "test"}:
+        return {split: read_folder(root, folders[split]) for split in ("train", "dev", "test")}
+    return {"all": read_folder(root, root)}
+
+
+# Whether it is usable
+
+
+def _checked(source: str, tables: Tables) -> dict[str, list[Example]]:
+    """All examples, or one UsageError with everything that is wrong."""
+    num_entries = sum(len(entries) for entries in tables.values())
+    if num_entries == 0:
+        raise UsageError(
+            f"{source}: no pictures in it; expected metadata.jsonl with file_name and text, "
+            "or PNG, JPEG, WebP or BMP files each with a .txt of the same name"
+        )
+    faults: list[Fault] = []
+    seen: dict[str, str] = {}
+    splits = {split: list(_examples(entries, seen, faults)) for split, entries in tables.items()}
+    if faults:
+        raise UsageError(_listing(source, faults, num_entries))
+    return splits
+
+
+def _examples(
+    entries: Iterable[Entry | Fault], seen: dict[str, str], faults: list[Fault]
+) -> Iterable[Example]:
+    """The usable ones; `seen` (digest -> name) and `faults` are added to."""
+    for entry in entries:
+        if isinstance(entry, Fault):
+            faults.append(entry)
+            continue
+        caption = " ".join(entry.caption.split())
+        if problem := _caption_problem(caption):
+            faults.append(Fault(name=entry.name, problem=problem))
+        try:
+            pixels = digest(entry.load())
+            if (first := seen.setdefault(pixels, entry.name)) != entry.name:
+                raise Flaw(f"the same pixels as {first}")
+            yield Example(name=entry.name, caption=caption, digest=pixels, load=entry.load)
+        except Flaw as flaw:
+            faults.append(Fault(name=entry.name, problem=str(flaw)))
+
+
+def _caption_problem(caption: str) -> str | None:
+    if not caption:
+        return "no caption"
+    if len(caption) > MAX_CAPTION:
+        return f"caption of {len(caption)} characters; at most {MAX_CAPTION} are read"
+    if any("\ud800" <= character <= "\udfff" for character in caption):
+        return "caption is not valid Unicode"
+    return None
+
+
+def _listing(source: str, faults: list[Fault], num_entries: int) -> str:
+    lines = [f"{source}: {_count(len(faults), 'problem')} in {_count(num_entries, 'image')}"]
+    lines += [_printable(f"{fault.name}: {fault.problem}") for fault in faults[:MAX_LISTED]]
+    if len(faults) > MAX_LISTED:
+        lines.append(f"... and {len(faults) - MAX_LISTED} more")
+    return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """A file name may hold what would move a terminal's cursor."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+# What is held out
+
+
+def _split(source: str, examples: list[Example]) -> dict[str, list[Example]]:
+    """Held-out images are chosen by their pixels, so no file name and no order decides."""
+    if len(examples) < MIN_IMAGES:
+        raise UsageError(
+            f"{source}: {_count(len(examples), 'image')}; at least {MIN_IMAGES} are needed, "
+            "because some are held out to measure what was learned"
+        )
+    size = max(MIN_HELD_OUT, round(0.15 * len(examples)))
+    by_pixels = sorted(examples, key=lambda example: example.digest)
+    test, dev = by_pixels[:size], by_pixels[size : 2 * size]
+    held_out = {example.digest for example in test + dev}
+    return {
+        "train": [example for example in examples if example.digest not in held_out],
+        "dev": dev,
+        "test": test,
+    }
+
+
+def _triggered(examples: list[Example], trigger: str | None) -> tuple[Example, ...]:
+    trigger = (trigger or "").strip()
+    if not trigger:
+        return tuple(examples)
+    contains = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)", re.IGNORECASE)
+    return tuple(
+        example
+        if contains.search(example.caption)
+        else replace(example, caption=f"{trigger}, {example.caption}")
+        for example in examples
+    )

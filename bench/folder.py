@@ -1,0 +1,154 @@
+"""A folder of pictures -> its entries: captions from metadata.jsonl, metadata.csv or .txt files."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path, PureWindowsPath
+
+from bench.pictures import MAX_BYTES, Entry, Fault, Flaw, read_file
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+UNSUPPORTED = {".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".svg", ".psd"}
+
+
+def read_folder(root: Path, folder: Path) -> list[Entry | Fault]:
+    """Entries of `folder`, sorted by name; names are relative to `root`, and no file lies outside it."""
+    homes = (folder, folder / "images", folder / "train")
+    for file in (home / name for home in homes for name in METADATA):
+        if file.exists():
+            return sorted(_metadata_entries(root, file), key=lambda entry: entry.name)
+    pictures = next(filter(None, map(_pictures, homes)), [])
+    return [_paired_entry(root, path) for path in pictures]
+
+
+def _pictures(folder: Path) -> list[Path]:
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(
+        path
+        for path in files
+        if path.suffix.lower() in SUFFIXES | UNSUPPORTED and not path.name.startswith(".")
+    )
+
+
+# Pairs: cat.png + cat.txt
+
+
+def _paired_entry(root: Path, path: Path) -> Entry | Fault:
+    name = path.relative_to(root).as_posix()
+    try:
+        _check_file(root, path)
+        text = path.with_suffix(".txt")
+        if not text.exists():
+            raise Flaw(f"no caption: there is no {text.name}")
+        return Entry(name=name, caption=_text(root, text), load=partial(read_file, path))
+    except Flaw as flaw:
+        return Fault(name=name, problem=str(flaw))
+
+
+# metadata.jsonl, metadata.csv
+
+Row = dict[str, object]
+
+
+def _metadata_entries(root: Path, file: Path) -> Iterator[Entry | Fault]:
+    shown = file.relative_to(root).as_posix()
+    try:
+        rows = _rows(file.suffix, _text(root, file))
+    except Flaw as flaw:
+        yield Fault(name=shown, problem=str(flaw))
+        return
+    listed: dict[Path, int] = {}
+    for line, row in rows:
+        try:
+            yield _listed_entry(root, file.parent, _parsed(row), line, listed)
+        except Flaw as flaw:
+            yield Fault(name=f"{shown} line {line}", problem=str(flaw))
+    folders = {file.parent, file.parent / "images", *(path.parent for path in listed)}
+    for path in (path for folder in sorted(folders) for path in _pictures(folder)):
+        if path not in listed:
+            yield Fault(name=path.relative_to(root).as_posix(), problem=f"no entry in {file.name}")
+
+
+def _rows(suffix: str, text: str) -> list[tuple[int, str | Row]]:
+    """Line numbers with what stands there."""
+    if suffix == ".jsonl":  # not splitlines(): a caption may hold U+2028 and the like
+        lines = enumerate(text.split("\n"), start=1)
+        return [(number, line) for number, line in lines if line.strip()]
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        return [(reader.line_num, dict(row)) for row in reader]
+    except csv.Error as error:
+        raise Flaw(f"line {reader.line_num + 1}: not valid CSV: {error}") from None
+
+
+def _parsed(row: str | Row) -> Row:
+    try:
+        parsed = json.loads(row) if isinstance(row, str) else row
+    except (ValueError, RecursionError) as error:
+        raise Flaw(f"not valid JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise Flaw(f"expected an object, got {type(parsed).__name__}")
+    return parsed
+
+
+def _listed_entry(root: Path, home: Path, row: Row, line: int, listed: dict[Path, int]) -> Entry:
+    name = row.get("file_name")
+    if not isinstance(name, str) or not name.strip():
+        raise Flaw(f"no file_name (keys found: {', '.join(map(str, row)) or 'none'})")
+    if _leads_out(name):
+        raise Flaw(f"file_name must be a path inside the folder, got {name!r}")
+    path = next(filter(_exists, (home / name, home / "images" / name)), None)
+    if path is None:
+        raise Flaw(f"{name}: no such file")
+    if (first := listed.setdefault(path, line)) != line:
+        raise Flaw(f"{name} is listed twice, first on line {first}")
+    _check_file(root, path)
+    caption = row.get("text", row.get("caption"))
+    return Entry(
+        name=path.relative_to(root).as_posix(),
+        caption=caption if isinstance(caption, str) else "",
+        load=partial(read_file, path),
+    )
+
+
+def _leads_out(name: str) -> bool:
+    windows = PureWindowsPath(name)
+    absolute = name.startswith("/") or bool(windows.anchor)
+    return absolute or ".." in windows.parts or any(part in name for part in ("://", "\\", "\0"))
+
+
+# Files
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_symlink() or path.exists()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _check_file(root: Path, path: Path) -> None:
+    name = path.name
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):
+        raise Flaw(f"{name} is a link that leads nowhere") from None
+    if not inside:
+        raise Flaw(f"{name} leads out of the folder")
+    if not path.is_file():
+        raise Flaw(f"{name} is not a file")
+
+
+def _text(root: Path, path: Path) -> str:
+    _check_file(root, path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise Flaw(f"{path.name} is larger than {MAX_BYTES // 1_000_000} MB")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise Flaw(f"{path.name} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Flaw(f"{path.name} is not UTF-8 text") from None
