@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import UsageError
+from bench.scoring.statistics import SwapStatistic
 
 Features = NDArray[np.float32] | NDArray[np.float64]
 Groups = NDArray[np.intp]
 
 SCALE = 1000.0
-INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
 
 def kernel(x: Features, y: Features) -> NDArray[np.float64]:
@@ -45,13 +45,12 @@ class KernelSums:
     @classmethod
     def of(cls, x: Features, y: Features, x_groups: Groups, y_groups: Groups) -> "KernelSums":
         num_groups = int(max(x_groups.max(), y_groups.max())) + 1
-        a, b = np.eye(num_groups)[x_groups].T, np.eye(num_groups)[y_groups].T
         apart = 1 - np.eye(num_groups)
-        size_x, size_y = a.sum(axis=1), b.sum(axis=1)
+        size_x, size_y = (np.bincount(groups, minlength=num_groups) for groups in (x_groups, y_groups))
         return cls(
-            xx=a @ kernel(x, x) @ a.T * apart,
-            xy=a @ kernel(x, y) @ b.T * apart,
-            yy=b @ kernel(y, y) @ b.T * apart,
+            xx=_grouped(kernel(x, x), x_groups, x_groups, num_groups) * apart,
+            xy=_grouped(kernel(x, y), x_groups, y_groups, num_groups) * apart,
+            yy=_grouped(kernel(y, y), y_groups, y_groups, num_groups) * apart,
             pairs_xx=np.outer(size_x, size_x) * apart,
             pairs_xy=np.outer(size_x, size_y) * apart,
             pairs_yy=np.outer(size_y, size_y) * apart,
@@ -71,6 +70,17 @@ class KernelSums:
             for sums, pairs in ((self.xx, self.pairs_xx), (self.xy, self.pairs_xy), (self.yy, self.pairs_yy))
         )
         return SCALE * (xx - 2 * xy + yy)
+
+
+def _grouped(
+    matrix: NDArray[np.float64], rows: Groups, columns: Groups, num_groups: int
+) -> NDArray[np.float64]:
+    """Sums over the rows and columns of each group, shape (groups, groups)."""
+    partial = np.zeros((num_groups, matrix.shape[1]))
+    np.add.at(partial, rows, matrix)
+    sums = np.zeros((num_groups, num_groups))
+    np.add.at(sums, columns, partial.T)
+    return sums.T
 
 
 def _without(matrix: NDArray[np.float64], num_groups: int) -> NDArray[np.float64]:
@@ -96,6 +106,32 @@ def kernel_distance(x: Features, y: Features, x_groups: Groups, y_groups: Groups
     Raises UsageError with fewer than two groups in a set.
     """
     return KernelSums.of(x, y, x_groups, y_groups).distance()
+
+
+def kernel_difference(
+    a: Features, b: Features, real: Features, image_prompts: Groups, picture_prompts: Groups
+) -> SwapStatistic:
+    """KD(a, real) − KD(b, real) for `swap_test`, where a and b hold images of the same prompts and seeds.
+
+    KD(real, real) cancels, and what remains is linear in the swaps: a sum over prompts in which a swap
+    turns a sign. So each of thousands of swaps costs O(prompts²), without a kernel.
+    """
+    own, other = (KernelSums.of(side, real, image_prompts, picture_prompts) for side in (a, b))
+    num_prompts = int(image_prompts.max()) + 1
+    xx = (own.xx - other.xx)[:num_prompts, :num_prompts]
+    cross = KernelSums.of(a, b, image_prompts, image_prompts).xy
+    xy = (own.xy - other.xy)[:num_prompts]
+    quadratic, pairs_xx = xx + cross - cross.T, own.pairs_xx[:num_prompts, :num_prompts]
+    pairs_xy = own.pairs_xy[:num_prompts]
+
+    def statistic(kept: Groups, swapped: NDArray[np.bool_]) -> float:
+        pictures = np.r_[kept, num_prompts : xy.shape[1]]
+        within, between = np.ix_(kept, kept), np.ix_(kept, pictures)
+        terms = quadratic[within].sum(axis=1) / pairs_xx[within].sum()
+        terms -= 2 * xy[between].sum(axis=1) / pairs_xy[between].sum()
+        return SCALE * float(np.where(swapped[kept], -terms, terms).sum())
+
+    return statistic
 
 
 def fid(x: Features, y: Features) -> float:

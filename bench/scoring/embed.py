@@ -6,8 +6,10 @@ would fall back to pickled checkpoints, or to random weights, with no more than 
 
 import hashlib
 import json
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
@@ -23,6 +26,7 @@ from bench.errors import MissingError, UsageError
 BATCH = 256
 BUNDLED = "emoji-clip"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 HUB = "hf-hub:"
 HUB_FILES = [CONFIG, WEIGHTS, "*token*.json", "vocab.*", "merges.txt", "*.model"]
 
@@ -109,7 +113,7 @@ def load_scorer(name: str, device: torch.device) -> Scorer:
             )
     try:
         return _load(folder, _name(name), device)
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"scorer {name}: cannot be loaded from {folder}: {reason}") from error
 
@@ -143,13 +147,16 @@ def _load(folder: Path, name: str, device: torch.device) -> Scorer:
     import open_clip
 
     source = f"local-dir:{folder}"
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
+    if "trust_remote_code" in config["text_cfg"].get("tokenizer_kwargs", {}):
+        raise ValueError(f"{CONFIG} asks for trust_remote_code: a scorer must not run code")
     model = open_clip.create_model_from_pretrained(source, device=device, return_transform=False)
     preprocess = open_clip.get_model_preprocess_cfg(model)
     size = preprocess["size"]
     return Scorer(
         name=name,
         fingerprint=_fingerprint(folder),
-        dim=int(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]["embed_dim"]),
+        dim=int(config["embed_dim"]),
         size=(size, size) if isinstance(size, int) else (size[0], size[1]),
         mean=_channels(preprocess["mean"], device),
         std=_channels(preprocess["std"], device),
@@ -210,3 +217,36 @@ def fidelity_extractor(scorer: Scorer) -> str:
 
     register_feature_extractor(name, Extractor)
     return name
+
+
+def inception_features(images: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+    """Features of the FID that papers print (n, 2048), or None if its weights are not on this machine.
+
+    Of uint8 images (n, height, width, 3), by torch-fidelity's `inception-v3-compat`. Nothing is downloaded:
+    the weights, torch-fidelity's INCEPTION file, must lie in the checkpoint folder of torch hub. Images are
+    first resized to 299 pixels with antialiasing, which torch-fidelity's own resizing lacks. The features
+    are not unit vectors: they are for `distance.fid` alone. Raises UsageError for a damaged file.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
+    if not file.is_file():
+        return None
+    extractor = _inception(file)
+    batches = (torch.from_numpy(np.ascontiguousarray(batch)).permute(0, 3, 1, 2) for batch in _chunks(images))
+    resized = (_fit(batch.float() / 255, (299, 299)).mul(255).round().byte() for batch in batches)
+    with torch.inference_mode():
+        rows = [extractor(batch)[0].numpy() for batch in resized]
+    return np.concatenate([np.empty((0, 2048), np.float32), *rows])
+
+
+@lru_cache(maxsize=1)
+def _inception(file: Path) -> Any:
+    from torch_fidelity.utils import create_feature_extractor
+
+    try:
+        # torch-fidelity unpickles the file freely: let torch's restricted reader refuse it first.
+        torch.load(file, weights_only=True, map_location="cpu")
+        return create_feature_extractor(
+            "inception-v3-compat", ["2048"], cuda=False, feature_extractor_weights_path=str(file)
+        )
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise UsageError(f"{file}: not the Inception weights of torch-fidelity: {error}") from error

@@ -1,0 +1,181 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics.pairwise import polynomial_kernel
+from torch_fidelity.metric_kid import kid_features_to_metric, mmd2
+
+from bench.errors import UsageError
+from bench.scoring.distance import (
+    KernelSums,
+    fid,
+    frechet,
+    frechet_leave_outs,
+    kernel,
+    kernel_difference,
+    kernel_distance,
+)
+from bench.scoring.statistics import jackknife_stderr, swap_test
+
+Array = NDArray[np.float64]
+
+
+def unit(rows: int, dim: int, seed: int, shift: float = 0.0) -> Array:
+    features = np.random.default_rng(seed).normal(size=(rows, dim))
+    features[:, 0] += shift
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def apart(x: Array, y: Array) -> tuple[Any, Any]:
+    return np.arange(len(x)), len(x) + np.arange(len(y))
+
+
+def test_kernel_is_that_of_kid_on_features_scaled_by_the_root_of_dim() -> None:
+    x, y = unit(7, 16, 0), unit(5, 16, 1)
+    oracle = polynomial_kernel(x * 4, y * 4, degree=3, gamma=None, coef0=1)
+    np.testing.assert_allclose(kernel(x, y), oracle)
+
+
+def test_kernel_distance_is_torch_fidelitys_full_estimate() -> None:
+    x, y = unit(40, 16, 0), unit(40, 16, 1, shift=0.5)
+    scaled = [torch.from_numpy(features * 4) for features in (x, y)]
+    oracle = kid_features_to_metric(*scaled, kid_subset_size=40, kid_subsets=1, verbose=False)
+    ours = kernel_distance(x, y, *apart(x, y))
+    assert ours == pytest.approx(1000 * oracle["kernel_inception_distance_mean"])
+
+
+def test_paired_form_is_torch_fidelitys_u_statistic() -> None:
+    x, y = unit(30, 16, 0), unit(30, 16, 1)
+    oracle = mmd2(kernel(x, x), kernel(x, y), kernel(y, y), mmd_est="u-statistic")
+    assert kernel_distance(x, y, np.arange(30), np.arange(30)) == pytest.approx(1000 * oracle)
+
+
+def test_equal_sets_that_share_prompts_are_at_distance_zero() -> None:
+    x = unit(24, 16, 0)
+    assert kernel_distance(x, x, np.arange(24), np.arange(24)) == pytest.approx(0, abs=1e-9)
+
+
+def test_expectation_is_zero_when_prompts_are_shared_and_seeds_repeat() -> None:
+    rng, prompts, groups = np.random.default_rng(0), 12, np.repeat(np.arange(12), 3)
+    values, naive = [], []
+    for _ in range(300):
+        centre = rng.normal(size=(prompts, 8))
+        sets = [np.repeat(centre, count, axis=0) for count in (3, 1)]
+        x, y = (rows + rng.normal(size=rows.shape) for rows in sets)
+        x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, y))
+        values.append(kernel_distance(x, y, groups, np.arange(prompts)))
+        naive.append(kernel_distance(x, y, *apart(x, y)))
+    stderr = np.std(values) / np.sqrt(300)
+    assert abs(np.mean(values)) < 3 * stderr
+    assert abs(np.mean(naive)) > 3 * stderr
+
+
+def test_kernel_distance_ignores_the_order_of_rows() -> None:
+    x, y, groups = unit(24, 8, 0), unit(10, 8, 1), np.repeat(np.arange(12), 2)
+    order = np.random.default_rng(0).permutation(24)
+    value = kernel_distance(x, y, groups, np.arange(10))
+    assert kernel_distance(x[order], y, groups[order], np.arange(10)) == pytest.approx(value)
+
+
+def test_leave_outs_are_distances_without_the_prompt() -> None:
+    x, y = unit(24, 8, 0), unit(15, 8, 1)
+    x_groups, y_groups = np.repeat(np.arange(12), 2), np.arange(3, 18)
+    fast = KernelSums.of(x, y, x_groups, y_groups).leave_outs(12)
+    fast_fid = frechet_leave_outs(x, y, x_groups, y_groups, 12)
+    for prompt in range(12):
+        rows, columns = x_groups != prompt, y_groups != prompt
+        kept = x[rows], y[columns], x_groups[rows], y_groups[columns]
+        assert fast[prompt] == pytest.approx(kernel_distance(*kept))
+        assert fast_fid[prompt] == pytest.approx(fid(kept[0], kept[1]), abs=1e-6)
+
+
+def test_jackknife_covers_the_true_distance() -> None:
+    rng, covered = np.random.default_rng(0), 0
+    groups = np.repeat(np.arange(24), 2)
+    many = _draw(rng, 1500, 1, 0.0), _draw(rng, 1500, 1, 0.6)
+    truth = kernel_distance(*many, *apart(*many))
+    for _ in range(100):
+        x, y = _draw(rng, 24, 2, 0.0), _draw(rng, 24, 2, 0.6)
+        sums = KernelSums.of(x, y, groups, 24 + groups)
+        covered += abs(sums.distance() - truth) < 2.01 * jackknife_stderr(sums.leave_outs(48))
+    assert covered >= 88
+
+
+def _draw(rng: np.random.Generator, prompts: int, seeds: int, shift: float) -> Array:
+    rows = np.repeat(rng.normal(size=(prompts, 8)), seeds, axis=0)
+    rows = rows + 0.5 * rng.normal(size=rows.shape)
+    rows[:, 0] += shift
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def test_one_prompt_raises() -> None:
+    x, y = unit(1, 8, 0), unit(5, 8, 1)
+    with pytest.raises(UsageError, match="kernel distance needs"):
+        kernel_distance(x, y, *apart(x, y))
+    with pytest.raises(UsageError, match="at least 2 images in each set, got 1"):
+        fid(x, y)
+    with pytest.raises(UsageError, match="at least 2 images"):
+        frechet_leave_outs(y[:2], y, np.arange(2), np.arange(5), 2)
+
+
+# KD(A) − KD(B)
+
+
+def test_kernel_difference_follows_every_swap() -> None:
+    a, b, real = unit(12, 8, 0), unit(12, 8, 1), unit(9, 8, 2)
+    groups, pictures = np.repeat(np.arange(6), 2), np.r_[np.arange(4), 6:11]
+    statistic, rng = kernel_difference(a, b, real, groups, pictures), np.random.default_rng(0)
+    for _ in range(10):
+        swapped, gone = rng.random(6) < 0.5, rng.integers(6)
+        rows, columns = groups != gone, pictures != gone
+        sides = [np.where(swapped[groups][:, None] ^ flip, b, a)[rows] for flip in (False, True)]
+        values = [kernel_distance(side, real[columns], groups[rows], pictures[columns]) for side in sides]
+        kept = np.flatnonzero(np.arange(6) != gone)
+        assert statistic(kept, swapped) == pytest.approx(values[0] - values[1])
+
+
+def test_swap_test_of_kernel_distances_keeps_its_level_and_has_power() -> None:
+    rng, groups = np.random.default_rng(0), np.repeat(np.arange(16), 2)
+
+    def share_significant(shift: float) -> float:
+        hits = 0
+        for _ in range(60):
+            a, b, real = _draw(rng, 16, 2, 0), _draw(rng, 16, 2, shift), _draw(rng, 24, 1, 0)
+            statistic = kernel_difference(a, b, real, groups, 16 + np.arange(24))
+            hits += swap_test(statistic, 16, resamples=199).p_value < 0.05
+        return hits / 60
+
+    assert share_significant(0.0) < 0.15
+    assert share_significant(2.5) > 0.8
+
+
+# FID
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(20, 64), (300, 6)])
+def test_fid_agrees_with_the_matrix_square_root(rows: int, dim: int) -> None:
+    x, y = unit(rows, dim, 0), unit(rows + 7, dim, 1, shift=1)
+    sigmas = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = _root(_root(sigmas[0]) @ sigmas[1] @ _root(sigmas[0]))
+    shift = np.square(x.mean(axis=0) - y.mean(axis=0)).sum()
+    oracle = shift + np.trace(sigmas[0]) + np.trace(sigmas[1]) - 2 * np.trace(root)
+    assert fid(x, y) == pytest.approx(oracle, abs=1e-5)
+    assert frechet(x @ x.T, x @ y.T, y @ y.T) == pytest.approx(oracle, abs=1e-5)
+
+
+def _root(matrix: Array) -> Array:
+    jitter = 1e-14 * np.eye(len(matrix))  # sqrtm wants a regular matrix
+    return np.real(scipy.linalg.sqrtm(matrix + jitter))
+
+
+def test_both_forms_of_fid_agree_where_rows_are_few() -> None:
+    x, y = unit(24, 256, 0), unit(48, 256, 1)
+    assert frechet(x @ x.T, x @ y.T, y @ y.T) == pytest.approx(fid(x, y), abs=1e-6)
+
+
+def test_fid_of_equal_sets_is_zero() -> None:
+    x = unit(24, 32, 0)
+    assert fid(x, x) == pytest.approx(0, abs=1e-6)
