@@ -137,6 +137,11 @@ def test_kernel_difference_follows_every_swap() -> None:
         assert statistic(kept, swapped) == pytest.approx(values[0] - values[1])
 
 
+def test_two_prompts_are_too_few_to_test_a_kernel_distance() -> None:
+    with pytest.raises(UsageError, match="at least 3 prompts, got 2"):
+        kernel_difference(unit(4, 8, 0), unit(4, 8, 1), unit(5, 8, 2), np.repeat([0, 1], 2), np.arange(5))
+
+
 def test_swap_test_of_kernel_distances_keeps_its_level_and_has_power() -> None:
     rng, groups = np.random.default_rng(0), np.repeat(np.arange(16), 2)
 

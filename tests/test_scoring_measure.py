@@ -137,6 +137,32 @@ def test_without_captions_of_real_pictures_similarity_is_absent(reference: Refer
     assert list(evaluation.scores) == ["clip_score", "diversity", "vendi", "kd", "fid"]
 
 
+def test_two_prompts_are_too_few_for_distances(reference: Reference) -> None:
+    assert reference.true_features is not None
+    two = replace(
+        reference,
+        text_features=reference.text_features[:2],
+        true_features=reference.true_features[:2],
+        real_features=reference.true_features[:2],
+    )
+    base = evaluate_features(draw(2 * SEEDS, 3), two)
+    evaluation = evaluate_features(draw(2 * SEEDS, 4), replace(two, base=base))
+    assert list(evaluation.scores) == ["similarity", "clip_score", "diversity", "vendi"]
+
+
+def test_three_prompts_are_enough_for_distances(reference: Reference) -> None:
+    assert reference.true_features is not None
+    three = replace(
+        reference,
+        text_features=reference.text_features[:3],
+        true_features=reference.true_features[:3],
+        real_features=reference.true_features[:3],
+    )
+    three = replace(three, base=evaluate_features(draw(3 * SEEDS, 3), three))
+    scores = evaluate_features(draw(3 * SEEDS, 4), three).scores
+    assert all(np.isfinite([scores[name].value, scores[name].stderr]).all() for name in METRICS)
+
+
 def test_features_that_are_not_finite_are_not_scored(reference: Reference) -> None:
     features = draw(PROMPTS * SEEDS, 4)
     features[3, 0] = np.nan

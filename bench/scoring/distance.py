@@ -115,9 +115,12 @@ def kernel_difference(
 
     KD(real, real) cancels, and what remains is linear in the swaps: a sum over prompts in which a swap
     turns a sign. So each of thousands of swaps costs O(prompts²), without a kernel.
+    Raises UsageError with fewer than three prompts.
     """
-    own, other = (KernelSums.of(side, real, image_prompts, picture_prompts) for side in (a, b))
     num_prompts = int(image_prompts.max()) + 1
+    if num_prompts < 3:
+        raise UsageError(f"testing a kernel distance needs at least 3 prompts, got {num_prompts}")
+    own, other = (KernelSums.of(side, real, image_prompts, picture_prompts) for side in (a, b))
     xx = (own.xx - other.xx)[:num_prompts, :num_prompts]
     cross = KernelSums.of(a, b, image_prompts, image_prompts).xy
     xy = (own.xy - other.xy)[:num_prompts]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from bench.scoring.embed import Scorer
 
 FLAT = 2
+MIN_SET = 3
+"""Prompts, and real pictures, that a distance needs: its error leaves one out of at least three."""
 SAME_PICTURE = 1 - 1e-5
 
 
@@ -62,9 +64,11 @@ def evaluate(images: NDArray[np.uint8], reference: Reference, scorer: "Scorer") 
     """Score images, shape (prompts × seeds, height, width, 3), prompt by prompt, seed by seed.
 
     Standard errors are over prompts: of the mean for paired metrics, by the delete-one-prompt jackknife for
-    kd, fid and drift. Without true or real pictures the metrics that need them are absent, and so is drift
-    when `reference.base` is None. KD and FID are measured on unit features.
-    Raises TrialError when features are not finite: such images must not be scored.
+    kd, fid and drift. Absent are metrics whose true or real pictures are missing, drift when
+    `reference.base` is None, and all three distances with fewer than three prompts or real pictures.
+    KD and FID are measured on unit features.
+    Raises TrialError when features are not finite: such images must not be scored; UsageError with fewer
+    than two prompts or seeds.
     """
     expected = reference.num_prompts * reference.num_seeds
     if len(images) != expected:
@@ -79,16 +83,22 @@ def evaluate_features(features: NDArray[np.float32], reference: Reference) -> Ev
         raise TrialError(f"{broken} of {len(features)} images have features that are not finite numbers")
     per_prompt = _per_prompt(features, reference)
     scores = {name: _paired_score(name, values, reference) for name, values in per_prompt.items()}
-    if reference.real_features is not None:
-        scores["kd"] = _set_score("kd", _kd(features, reference), reference)
-        scores["fid"] = _set_score("fid", _fid(features, reference), reference)
-    if reference.base is not None:
-        scores["drift"] = _drift(features, reference.base.features, reference)
+    scores |= _distances(features, reference) if reference.num_prompts >= MIN_SET else {}
     return Evaluation(
         scores={name: scores[name] for name in METRICS if name in scores},
         per_prompt={name: values.tolist() for name, values in per_prompt.items()},
         features=features,
     )
+
+
+def _distances(features: NDArray[np.float32], reference: Reference) -> dict[str, Score]:
+    scores = {}
+    if reference.real_features is not None and len(reference.real_features) >= MIN_SET:
+        scores["kd"] = _set_score("kd", _kd(features, reference), reference)
+        scores["fid"] = _set_score("fid", _fid(features, reference), reference)
+    if reference.base is not None:
+        scores["drift"] = _drift(features, reference.base.features, reference)
+    return scores
 
 
 def _per_prompt(features: NDArray[np.float32], reference: Reference) -> dict[str, NDArray[np.float64]]:
