@@ -93,7 +93,9 @@ class _Side:
 
     def per_prompt(self, metric: str) -> NDArray[np.float64]:
         """One value a prompt, averaged over training seeds."""
-        return np.mean([evaluation.per_prompt[metric] for evaluation in self.evaluations], axis=0)
+        values = np.array([evaluation.per_prompt[metric] for evaluation in self.evaluations], np.float64)
+        means: NDArray[np.float64] = values.mean(axis=0)
+        return means
 
 
 def compare(run_a: Run, run_b: Run) -> Comparison:

@@ -16,6 +16,7 @@ COLOURS = {
     "b": "#0072b2",
 }
 SYMBOLS = {"base": "square", "default": "diamond", "winner": "star", "sampled": "circle"}
+NAMES = {"sampled": "trials", "default": "default config"}
 Z95 = 1.96
 
 
@@ -84,9 +85,13 @@ def gains(x_title: str, rows: list[Gain]) -> go.Figure:
             marker={"size": 13, "color": COLOURS[row.kind], "symbol": SYMBOLS[row.kind]},
             hovertemplate="%{y}: %{text}<extra></extra>",
         )
-    figure.add_vline(x=0, line={"color": COLOURS["base"], "width": 2, "dash": "dot"})
+    figure.add_vline(
+        x=0,
+        line={"color": COLOURS["base"], "width": 2, "dash": "dot"},
+        annotation={"text": "base", "yanchor": "bottom", "y": 1},
+    )
     figure.update_xaxes(title=x_title)
-    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    figure.update_yaxes(range=[len(rows) - 0.6, -0.65], automargin=True, showgrid=False)
     return laid_out(figure, height=110 + 62 * len(rows), legend=False)
 
 
@@ -108,24 +113,27 @@ def tradeoff(data: Tradeoff) -> go.Figure:
 
 def _marks(kind: str, marks: list[Mark]) -> dict[str, Any]:
     faint = {"thickness": 1, "width": 0, "color": "rgba(138, 143, 152, 0.45)"}
-    hover = (
-        "<b>%{text}</b><br>%{x:.4f} ± %{error_x.array:.4f}<br>%{y:.4f} ± %{error_y.array:.4f}<extra></extra>"
-    )
+    hover = "<b>%{text}</b><br>%{x:.4f} ± %{error_x.array:.4f}"
+    hover += "<br>%{y:.4f} ± %{error_y.array:.4f}<extra></extra>"
     return {
         "x": [mark.x for mark in marks],
         "y": [mark.y for mark in marks],
         "error_x": {"array": [mark.x_stderr for mark in marks], **faint},
         "error_y": {"array": [mark.y_stderr for mark in marks], **faint},
         "text": [html.escape(mark.title) for mark in marks],
-        "name": {"sampled": "trials", "default": "default config"}.get(kind, kind),
+        "name": NAMES.get(kind, kind),
         "mode": "markers",
-        "marker": {
-            "size": 9 if kind == "sampled" else 14,
-            "color": COLOURS[kind],
-            "symbol": SYMBOLS[kind],
-            "line": {"width": 1, "color": "rgba(255, 255, 255, 0.7)"},
-        },
+        "marker": _marker(kind),
         "hovertemplate": hover,
+    }
+
+
+def _marker(kind: str) -> dict[str, Any]:
+    return {
+        "size": 9 if kind == "sampled" else 14,
+        "color": COLOURS[kind],
+        "symbol": SYMBOLS[kind],
+        "line": {"width": 1, "color": "rgba(255, 255, 255, 0.7)"},
     }
 
 
@@ -143,12 +151,8 @@ def history(data: History) -> go.Figure:
                 y=[data.values[index] for index in at],
                 text=[html.escape(data.titles[index]) for index in at],
                 mode="markers",
-                marker={
-                    "color": COLOURS[kind],
-                    "symbol": SYMBOLS[kind],
-                    "size": 8 if kind == "sampled" else 13,
-                },
-                name={"sampled": "trials", "default": "default config"}.get(kind, kind),
+                marker=_marker(kind),
+                name=NAMES.get(kind, kind),
                 hovertemplate="%{text}: %{y:.4f}<extra></extra>",
             )
     if data.base is not None:
@@ -225,6 +229,22 @@ def differences(rows: list[Difference]) -> go.Figure:
     figure.update_xaxes(title="← better for B     standard errors     better for A →")
     figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
     return laid_out(figure, height=120 + 46 * len(rows), legend=False)
+
+
+def prompt_differences(label: str, captions: list[str], values: list[float]) -> go.Figure:
+    """One bar a prompt, in the order given."""
+    figure = go.Figure()
+    figure.add_bar(
+        x=list(range(1, len(values) + 1)),
+        y=values,
+        marker={"color": [COLOURS["a"] if value > 0 else COLOURS["b"] for value in values]},
+        text=[html.escape(caption) for caption in captions],
+        textposition="none",
+        hovertemplate="%{text}: %{y:+.4f}<extra></extra>",
+    )
+    figure.update_xaxes(title="test prompts, sorted", showgrid=False)
+    figure.update_yaxes(title=html.escape(label))
+    return laid_out(figure, height=300, legend=False)
 
 
 def laid_out(figure: go.Figure, *, height: int, legend: bool = True) -> go.Figure:

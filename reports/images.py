@@ -7,7 +7,15 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from bench.run import PromptRecord, Run, image_files
+from bench.run import (
+    Candidate,
+    PromptRecord,
+    Run,
+    epoch_folder,
+    has_evaluation,
+    image_files,
+    read_evaluation,
+)
 
 THUMBNAIL_PIXELS = 256
 SMALL_PIXELS = 128
@@ -54,11 +62,13 @@ class Grid(NamedTuple):
     """Prompts there are; rows may be fewer."""
 
 
-def grid(run: Run, prompts: list[PromptRecord], columns: list[Column], order: list[int]) -> Grid:
-    """Rows for prompts in `order`, until the page is full."""
+def grid(
+    run: Run, prompts: list[PromptRecord], columns: list[Column], order: list[int], share: float = 1.0
+) -> Grid:
+    """Rows for prompts in `order`, until this grid's share of the page is full."""
     rows: list[PromptRow] = []
     seeds = min((len(prompt.seeds) for prompt in prompts), default=0)
-    left = MAX_CHARACTERS
+    left = MAX_CHARACTERS * share
     for index in order[:MAX_PROMPTS]:
         cells = [_cell(column, index, seeds) for column in columns]
         row = PromptRow(prompts[index].text, [*cells, _real(run, prompts[index])])
@@ -66,12 +76,21 @@ def grid(run: Run, prompts: list[PromptRecord], columns: list[Column], order: li
         if left < 0:
             break
         rows.append(row)
-    return Grid(rows, min(seeds, MAX_SEEDS), len(prompts))
+    return Grid(rows, min(seeds, MAX_SEEDS), len(order))
 
 
-def column(title: str, kind: str, folder: Path, values: list[float]) -> Column:
-    """The images of an evaluation's folder."""
-    return Column(title, kind, image_files(folder), values)
+def column(title: str, kind: str, folders: list[Path], metric: str) -> Column:
+    """The images of the first of several evaluations, with each prompt's mean score over all of them."""
+    found = [folder for folder in folders if has_evaluation(folder)]
+    values = [read_evaluation(folder).per_prompt.get(metric, []) for folder in found]
+    means = [sum(entries) / len(entries) for entries in zip(*values, strict=False)]
+    return Column(title, kind, image_files(found[0]) if found else [], means)
+
+
+def confirmed_folders(run: Run, candidate: Candidate) -> list[Path]:
+    """The evaluations of a candidate's retrainings."""
+    epochs = candidate.config.epochs
+    return [epoch_folder(run.path / "confirm" / record, epochs) for record in candidate.records]
 
 
 def thumbnail(path: Path) -> Thumbnail | None:

@@ -7,7 +7,6 @@ import plotly.graph_objects as go
 
 from bench import yaml
 from bench.run import (
-    Candidate,
     Result,
     Run,
     Split,
@@ -20,7 +19,7 @@ from bench.run import (
 )
 from bench.scoring.metrics import METRICS, Score
 from reports import figures, page, parallel, tables
-from reports.images import Column, Grid, column, grid
+from reports.images import Column, Grid, column, confirmed_folders, grid
 from reports.trials import Point, best, best_so_far, front, importances, read_points, scored
 from reports.verdict import candidate_of, verdict, winner_of
 from reports.wording import axis_title, capital, direction, settings, trial_name
@@ -91,44 +90,38 @@ def recommended(run: Run, result: Result) -> Recommended:
 def images(run: Run, result: Result | None, points: list[Point]) -> Grid | None:
     """Base, default and winner beside the true picture: confirmed images once there are any."""
     split: Split = "test" if result else "dev"
-    columns = [_column(run, "base model", "base", run.base_folder(split))]
-    shown = _confirmed_folders(run, result) if result else _dev_folders(run, points)
-    columns += [_column(run, title, kind, folder) for title, kind, folder in shown]
+    columns = [column("base model", "base", [run.base_folder(split)], run.space.select_by)]
+    columns += _confirmed_columns(run, result) if result else _dev_columns(run, points)
     prompts = run.metadata.prompts.get(split, [])
     columns = [found for found in columns if found.images]
     return grid(run, prompts, columns, list(range(len(prompts)))) if columns and prompts else None
 
 
-def _confirmed_folders(run: Run, result: Result) -> list[tuple[str, str, Path]]:
+def _confirmed_columns(run: Run, result: Result) -> list[Column]:
     won, default = winner_of(result), candidate_of(result, "default")
-    shown = [("default config", "default", confirmed_folder(run, default))] if default else []
+    shown = [("default config", "default", default)] if default else []
     if won.label != "default":
-        shown.append((trial_name(won.label), "winner", confirmed_folder(run, won)))
-    return shown
+        shown.append((trial_name(won.label), "winner", won))
+    return [
+        column(title, kind, confirmed_folders(run, candidate), result.select_by)
+        for title, kind, candidate in shown
+    ]
 
 
-def _dev_folders(run: Run, points: list[Point]) -> list[tuple[str, str, Path]]:
+def _dev_columns(run: Run, points: list[Point]) -> list[Column]:
     known = scored(points, run.space.select_by)
     default = best([point for point in known if point.kind == "default"], run.space.select_by)
     found = best(known, run.space.select_by)
-    shown = [("default config", "default", _point_folder(run, default))] if default else []
+    shown = [("default config", "default", default)] if default else []
     if found and found.kind != "default":
-        shown.append((f"{trial_name(found.label)}, best so far", "winner", _point_folder(run, found)))
-    return shown
-
-
-def confirmed_folder(run: Run, candidate: Candidate) -> Path:
-    """The evaluation of a candidate's first retraining."""
-    return epoch_folder(run.path / "confirm" / candidate.records[0], candidate.config.epochs)
+        shown.append((f"{trial_name(found.label)}, best so far", "winner", found))
+    return [
+        column(title, kind, [_point_folder(run, point)], run.space.select_by) for title, kind, point in shown
+    ]
 
 
 def _point_folder(run: Run, point: Point) -> Path:
     return epoch_folder(run.path / "trials" / point.label, point.config.epochs)
-
-
-def _column(run: Run, title: str, kind: str, folder: Path) -> Column:
-    paired = read_evaluation(folder).per_prompt if has_evaluation(folder) else {}
-    return column(title, kind, folder, paired.get(run.space.select_by, []))
 
 
 def _scores(folder: Path) -> dict[str, Score]:

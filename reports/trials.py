@@ -8,7 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from bench.config import TrialConfig
-from bench.run import Run, State, epoch_folder, read_evaluation
+from bench.run import Result, Run, State, epoch_folder, read_evaluation
 from bench.scoring.metrics import METRICS, Score
 from reports.wording import sign
 
@@ -44,20 +44,23 @@ class Importances(NamedTuple):
 
 def read_points(run: Run) -> list[Point]:
     """Every scored (trial, epoch) by number; a trial without a score is one point without scores."""
-    result = run.result()
-    won = (
-        {(c.label, c.config.epochs) for c in result.candidates if c.label == result.winner} if result else ()
-    )
+    won = _winning_point(run.result())
     points = []
     for trial in run.trials():
         for epoch in trial.epochs or (None,):
-            kind = "winner" if (trial.label, epoch) in won else trial.origin
+            kind = "winner" if (trial.label, epoch) == won else trial.origin
             scores = read_evaluation(epoch_folder(trial.path, epoch)).scores if epoch else {}
             config = trial.config.model_copy(update={"epochs": epoch}) if epoch else trial.config
             points.append(
                 Point(trial.label, epoch, kind, trial.state, trial.reason, trial.seconds, config, scores)
             )
     return points
+
+
+def _winning_point(result: Result | None) -> tuple[str, int] | None:
+    """Trial and epoch that the winner was retrained from."""
+    candidates = result.candidates if result else ()
+    return next(((c.label, c.config.epochs) for c in candidates if result and c.label == result.winner), None)
 
 
 def scored(points: list[Point], *metrics: str) -> list[Point]:
@@ -95,7 +98,7 @@ def front(points: list[Point], first: str, second: str) -> list[Point]:
 
 
 def importances(run: Run, points: list[Point]) -> Importances:
-    """Optuna's importances for `select_by`, on a study rebuilt from the folder: nothing is locked or written."""
+    """Optuna's importances for `select_by`, on a study rebuilt from the folder: no database is opened."""
     metric = METRICS[run.space.select_by]
     known = scored(points, metric.name)
     if len(known) < MIN_TRIALS:

@@ -107,7 +107,8 @@ def _unfinished(run: Run, points: list[Point]) -> Verdict:
     detail = (
         f"Best so far: {trial_name(found.label)} at epoch {found.epoch}, {title(metric, score)} "
         f"{plus_minus(score.value, score.stderr)} ({_gain(score)} against the base) on "
-        f"{plural(score.num_prompts, 'dev prompt')}; {plural(len(labels), 'trial')} of {run.space.trials} scored. "
+        f"{plural(score.num_prompts, 'dev prompt')}; "
+        f"{plural(len(labels), 'trial')} of {run.space.trials} scored. "
         "The best of many trials is flattered by chance: nothing is confirmed yet. "
         "Run the same search command again to go on."
     )
