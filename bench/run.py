@@ -6,7 +6,7 @@
     base/{dev,test}/               an Evaluation of the base model
     trials/0007/                   one trial of the search: trial.json, config.yaml, losses.csv,
         epoch-04/                  and an Evaluation with its adapter at every rung
-    confirm/0007-seed-1/           the same for a finalist (or `default-seed-1`) retrained on a fresh seed
+    confirm/0007-epoch-04-seed-1/  the same for a finalist (or `default-…`) retrained on a fresh seed
     result.json                    the Result: which trial won, on confirmed scores
     winner/                        adapter.safetensors and training_config.yaml
     report.html
@@ -97,7 +97,7 @@ class TrialRecord:
     """One training with the epochs at which it was scored."""
 
     label: str
-    """Folder name: `0007`, or `0007-seed-1` / `default-seed-1` of a confirmation."""
+    """Folder name: `0007`, or `0007-epoch-04-seed-1` / `default-epoch-08-seed-1` of a confirmation."""
     path: Path
     state: State
     config: TrialConfig
@@ -192,8 +192,8 @@ class Run:
     def trial_folder(self, number: int) -> Path:
         return self.path / "trials" / f"{number:04d}"
 
-    def confirm_folder(self, label: str, seed: int) -> Path:
-        return self.path / "confirm" / f"{label}-seed-{seed}"
+    def confirm_folder(self, label: str, epochs: int, number: int) -> Path:
+        return self.path / "confirm" / f"{label}-epoch-{epochs:02d}-seed-{number}"
 
     def result(self) -> Result | None:
         """The outcome, or None while the search has not ended."""
@@ -255,9 +255,9 @@ def epoch_folder(trial_folder: Path, epoch: int) -> Path:
     return trial_folder / f"epoch-{epoch:02d}"
 
 
-def write_losses(folder: Path, losses: Iterable[tuple[int, float]]) -> None:
+def write_losses(folder: Path, losses: Iterable[float]) -> None:
     """losses.csv: step (from 1) and training loss."""
-    rows = "".join(f"{step},{loss:.6g}\n" for step, loss in losses)
+    rows = "".join(f"{step},{loss:.6g}\n" for step, loss in enumerate(losses, start=1))
     write_text(folder / "losses.csv", "step,loss\n" + rows)
 
 

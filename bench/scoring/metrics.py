@@ -1,9 +1,11 @@
 """The metrics: what each one asks, in which direction it is good, and what a score of it holds."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 Direction = Literal["maximize", "minimize"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +94,7 @@ class Score:
     num_images: int
     num_prompts: int
     extractor: str
-    """Name of the network whose features were measured; part of the score's name."""
+    """Name of the network whose features, as unit vectors, were measured; part of the score's name."""
     gain: float | None = None
     """value minus the base model's value on the same prompts and seeds."""
     gain_stderr: float | None = None
@@ -102,3 +104,8 @@ class Score:
 def title(metric: Metric, score: Score) -> str:
     """The full name under which a score is shown, such as `CLIP score (emoji-clip, 48 images)`."""
     return f"{metric.label} ({score.extractor}, {score.num_images} images)"
+
+
+def best(items: Iterable[T], metric: str, value: Callable[[T], float]) -> T:
+    """The item whose `value` is best in the metric's direction."""
+    return (max if METRICS[metric].direction == "maximize" else min)(items, key=value)

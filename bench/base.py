@@ -1,0 +1,242 @@
+"""BaseModel: a frozen diffusion pipeline on a device, and what training and scoring ask of it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from bench.config import TrialConfig
+from bench.errors import MissingError, UsageError
+
+BUNDLED = {"emoji-xl": "builtin/emoji-xl"}
+CHUNK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TextEmbedding:
+    """Conditioning of n prompts: `hidden` (n, tokens, width) and `pooled` (n, width)."""
+
+    hidden: torch.Tensor
+    pooled: torch.Tensor
+
+    def __getitem__(self, index: Any) -> "TextEmbedding":
+        return TextEmbedding(self.hidden[index], self.pooled[index])
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+
+def concatenate(parts: Sequence[TextEmbedding]) -> TextEmbedding:
+    return TextEmbedding(
+        torch.cat([part.hidden for part in parts]), torch.cat([part.pooled for part in parts])
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingData:
+    """Encoded images: mean and standard deviation of the latents (n, …), and the captions' conditioning."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    text: TextEmbedding
+    empty: TextEmbedding
+    """Conditioning of the empty prompt (1), for caption dropout."""
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+
+class BaseModel:
+    """A frozen SDXL pipeline. Latents are (n, channels, height, width), already scaled for the UNet."""
+
+    def __init__(self, pipe: Any, name: str, fingerprint: str, resolution: int | None) -> None:
+        self.name = name
+        self.fingerprint = fingerprint
+        self.unet: torch.nn.Module = pipe.unet.requires_grad_(False).eval()
+        self.vae: Any = pipe.vae.requires_grad_(False).eval()
+        self.scheduler_config = pipe.scheduler.config
+        self.device: torch.device = pipe.unet.device
+        self.dtype: torch.dtype = pipe.unet.dtype
+        self.resolution = resolution or pipe.unet.config.sample_size * pipe.vae_scale_factor
+        if self.resolution % (2 * pipe.vae_scale_factor):
+            raise UsageError(
+                f"resolution {self.resolution}: must be a multiple of {2 * pipe.vae_scale_factor} for {name}"
+            )
+        self.latent_shape = (
+            pipe.unet.config.in_channels,
+            self.resolution // pipe.vae_scale_factor,
+            self.resolution // pipe.vae_scale_factor,
+        )
+        self._pipe = pipe
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> TextEmbedding:
+        """Conditioning of each prompt, as StableDiffusionXLPipeline computes it."""
+        parts = []
+        for start in range(0, len(prompts), CHUNK):
+            chunk = list(prompts[start : start + CHUNK])
+            hidden, _, pooled, _ = self._pipe.encode_prompt(chunk, do_classifier_free_guidance=False)
+            parts.append(TextEmbedding(hidden, pooled))
+        return concatenate(parts)
+
+    def encode_empty(self) -> TextEmbedding:
+        """Conditioning of the empty prompt (n = 1): zeros if the pipeline was trained so."""
+        empty = self.encode_prompts([""])
+        if self._pipe.config.force_zeros_for_empty_prompt:
+            return TextEmbedding(torch.zeros_like(empty.hidden), torch.zeros_like(empty.pooled))
+        return empty
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of each image's latents; images are fitted to the resolution."""
+        means, stds = [], []
+        for start in range(0, len(images), CHUNK):
+            pixels = np.stack([fit(image, self.resolution) for image in images[start : start + CHUNK]])
+            batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device, self.vae.dtype)
+            posterior = self.vae.encode(batch / 127.5 - 1).latent_dist
+            means.append(posterior.mean.float() * self.vae.config.scaling_factor)
+            stds.append(posterior.std.float() * self.vae.config.scaling_factor)
+        return torch.cat(means), torch.cat(stds)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
+        """Latents (n, …) -> images (n, height, width, 3). Non-finite pixels become black."""
+        parts = []
+        for chunk in torch.split(latents, CHUNK):
+            pixels = self.vae.decode((chunk / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+            pixels = ((pixels.float() + 1) * 127.5).nan_to_num(0).clamp(0, 255).round()
+            parts.append(pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+        return np.concatenate(parts)
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: TextEmbedding) -> torch.Tensor:
+        """The UNet's output for noisy latents (n, …), timesteps (n,) and conditioning (n)."""
+        side = self.resolution
+        time_ids = torch.tensor([side, side, 0, 0, side, side], device=latents.device, dtype=self.dtype)
+        output = self.unet(
+            latents.to(self.dtype),
+            timesteps,
+            encoder_hidden_states=text.hidden,
+            added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids.expand(len(latents), -1)},
+            return_dict=False,
+        )
+        result: torch.Tensor = output[0]
+        return result.float()
+
+
+def fit(image: Image.Image, side: int) -> NDArray[np.uint8]:
+    """A square centre crop resized to (side, side, 3)."""
+    edge = min(image.size)
+    left, top = (image.width - edge) // 2, (image.height - edge) // 2
+    resample = Image.Resampling.LANCZOS
+    box = (left, top, left + edge, top + edge)
+    return np.asarray(image.convert("RGB").resize((side, side), resample, box=box))
+
+
+def load_base(
+    name: str,
+    device: torch.device,
+    *,
+    revision: str | None = None,
+    resolution: int | None = None,
+    dtype: str = "float32",
+) -> BaseModel:
+    """The bundled base, a diffusers folder, or a Hub model already on this machine; downloads nothing.
+
+    Raises MissingError if it is not on this machine, UsageError if it is no SDXL pipeline.
+    """
+    from diffusers import StableDiffusionXLPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    folder = _folder(name, revision)
+    _check_family(folder, name)
+    try:
+        pipe = StableDiffusionXLPipeline.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            add_watermarker=False,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{name}: cannot be loaded as a pipeline: {' '.join(str(error).split())}") from None
+    return BaseModel(pipe.to(device), name, _fingerprint(folder), resolution)
+
+
+def target_names(unet: torch.nn.Module, config: TrialConfig) -> list[str]:
+    """Full names of the modules that a config adapts, in the UNet's order.
+
+    Raises UsageError for a listed ending that matches nothing (a preset's may: bases differ).
+    """
+    names = [
+        name for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+    ]
+    for ending in config.module_endings:
+        if not isinstance(config.target_modules, str) and not any(_matches(n, (ending,)) for n in names):
+            raise UsageError(f"target_modules: {ending!r} matches no linear or convolution of the base")
+    return [name for name in names if _matches(name, config.module_endings)]
+
+
+def _matches(name: str, endings: Sequence[str]) -> bool:
+    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
+
+
+def find_device() -> torch.device:
+    """CUDA, then Apple's MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _folder(name: str, revision: str | None) -> Path:
+    if name in BUNDLED:
+        return Path(str(files("bench") / BUNDLED[name]))
+    if Path(name).is_dir():
+        return Path(name)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UsageError(
+            f"base {name}: no such folder; give emoji-xl, a diffusers folder or a Hub id owner/name"
+        )
+    return _hub_folder(name, revision)
+
+
+def _hub_folder(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError):
+        wanted = f"{name} --revision {revision}" if revision else name
+        raise MissingError(f"base {name}: not on this machine; get it with: hf download {wanted}") from None
+
+
+def _check_family(folder: Path, name: str) -> None:
+    from bench.run import read_json
+
+    index = folder / "model_index.json"
+    if not index.exists():
+        raise UsageError(f"base {name}: not a diffusers folder (no model_index.json in it)")
+    family = read_json(index).get("_class_name")
+    if family != "StableDiffusionXLPipeline":
+        raise UsageError(f"base {name}: a {family}; supported is StableDiffusionXLPipeline")
+
+
+def _fingerprint(folder: Path) -> str:
+    """sha256 over the names and contents of weights and configurations."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".safetensors", ".json", ".txt"}:
+            digest.update(str(path.relative_to(folder)).encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
