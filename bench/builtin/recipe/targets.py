@@ -60,7 +60,7 @@ TARGETS = (
 
 PIXEL_GRID = 16
 
-# The 16 colours of pixel16: cluster centres of the noto pictures, kept here so that they never move.
+# The 16 colours of pixel16, fixed once for all its pictures so that they never move.
 PALETTE = np.array(
     [
         [255, 255, 255],
