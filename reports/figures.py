@@ -91,8 +91,17 @@ def gains(x_title: str, rows: list[Gain]) -> go.Figure:
         annotation={"text": "base", "yanchor": "bottom", "y": 1},
     )
     figure.update_xaxes(title=x_title)
+    figure.update_xaxes(range=_gain_range(rows))
     figure.update_yaxes(range=[len(rows) - 0.6, -0.65], automargin=True, showgrid=False)
     return laid_out(figure, height=110 + 62 * len(rows), legend=False)
+
+
+def _gain_range(rows: list[Gain]) -> list[float]:
+    """From the base to every interval, with room for the numbers."""
+    ends = [row.gain + side * Z95 * row.stderr for row in rows for side in (-1, 1)]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    room = 0.18 * (high - low or 1.0)
+    return [low - room / (1 if low < 0 else 4), high + room]
 
 
 def tradeoff(data: Tradeoff) -> go.Figure:
@@ -108,7 +117,7 @@ def tradeoff(data: Tradeoff) -> go.Figure:
             figure.add_scatter(**_marks(kind, marks))
     figure.update_xaxes(title=data.x_title)
     figure.update_yaxes(title=data.y_title)
-    return laid_out(figure, height=460)
+    return laid_out(figure, height=400)
 
 
 def _marks(kind: str, marks: list[Mark]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ SMALL_PIXELS = 128
 """Images up to this size are kept as they are and enlarged without smoothing."""
 MAX_PROMPTS = 48
 MAX_SEEDS = 4
+NUM_AT_A_GLANCE = 4
+"""Prompts whose images stand beside the verdict once more."""
 MAX_CHARACTERS = 8_500_000
 """Of all thumbnails of a page: with plotly.js (4.8 MB) it stays under 15 MB."""
 
@@ -72,7 +74,8 @@ def grid(
     for index in order[:MAX_PROMPTS]:
         cells = [_cell(column, index, seeds) for column in columns]
         row = PromptRow(prompts[index].text, [*cells, _real(run, prompts[index])])
-        left -= sum(len(image.uri) for cell in row.cells for image in cell.thumbnails if image)
+        size = sum(len(image.uri) for cell in row.cells for image in cell.thumbnails if image)
+        left -= 2 * size if len(rows) < NUM_AT_A_GLANCE else size
         if left < 0:
             break
         rows.append(row)

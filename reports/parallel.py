@@ -51,7 +51,7 @@ def parallel(points: list[Point], metric: str) -> Parallel:
     axes.append(score)
     lines = [
         Line(
-            f"trial {point.label}, epoch {point.epoch}: {number(values[index])}",
+            f"{point.title}: {number(values[index])}",
             [axis.heights[index] for axis in axes],
             strengths[index],
         )

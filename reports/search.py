@@ -25,6 +25,7 @@ from reports.verdict import candidate_of, verdict, winner_of
 from reports.wording import axis_title, capital, direction, settings, trial_name
 
 MAX_CURVE_POINTS = 150
+TRADEOFFS = ("tradeoff-1", "tradeoff-2", "tradeoff-3")
 
 
 class Recommended(NamedTuple):
@@ -66,7 +67,7 @@ def render(run: Run) -> str:
         space_yaml=yaml.dump(run.space),
         figures={
             "gains": _gains(result) if result else None,
-            "tradeoff": _tradeoff(run, points, base["dev"]),
+            **_tradeoffs(run, points, base["dev"]),
             "history": _history(run, points, base["dev"]),
             "importances": figures.importances(weight.shares) if weight.shares else None,
             "parallel": _parallel(run, points),
@@ -141,13 +142,20 @@ def _gains(result: Result) -> go.Figure | None:
     return figures.gains(f"gain over the base in {named}, {direction(metric)}", rows) if rows else None
 
 
-def _tradeoff(run: Run, points: list[Point], base: dict[str, Score]) -> go.Figure | None:
-    y = run.space.select_by
-    x = next((name for name in run.space.objectives if name != y), "drift" if y != "drift" else "clip_score")
+def _tradeoffs(run: Run, points: list[Point], base: dict[str, Score]) -> dict[str, go.Figure | None]:
+    """`select_by` against every other objective, and against drift."""
+    others = [name for name in dict.fromkeys([*run.space.objectives, "drift"]) if name != run.space.select_by]
+    return {
+        name: _tradeoff(other, run.space.select_by, points, base)
+        for name, other in zip(TRADEOFFS, others, strict=False)
+    }
+
+
+def _tradeoff(x: str, y: str, points: list[Point], base: dict[str, Score]) -> go.Figure | None:
     known = scored(points, x, y)
     if not known:
         return None
-    marks = [_mark(f"trial {p.label}, epoch {p.epoch}", p.kind, p.scores[x], p.scores[y]) for p in known]
+    marks = [_mark(p.title, p.kind, p.scores[x], p.scores[y]) for p in known]
     if x in base and y in base:
         marks.append(_mark("base model", "base", base[x], base[y]))
     line = [(point.value(x), point.value(y)) for point in front(known, x, y)]
@@ -167,7 +175,7 @@ def _history(run: Run, points: list[Point], base: dict[str, Score]) -> go.Figure
     return figures.history(
         figures.History(
             axis_title(METRICS[name], known[0].scores[name]),
-            [f"trial {point.label}, epoch {point.epoch}" for point in known],
+            [point.title for point in known],
             [point.kind for point in known],
             [point.value(name) for point in known],
             best_so_far(known, name),
@@ -195,7 +203,7 @@ def _curve(trial: TrialRecord, result: Result | None) -> figures.Curve | None:
     every = max(1, len(table) // MAX_CURVE_POINTS)
     kind = "winner" if result and trial.label == result.winner else trial.origin
     return figures.Curve(
-        f"trial {trial.label}" if kind != "default" else "default config",
+        trial_name(trial.label) if kind != "default" else "default config",
         kind if kind in figures.COLOURS else "sampled",
         [int(step) for step in table["step"][::every]],
         [float(loss) for loss in smooth[::every]],

@@ -147,7 +147,7 @@ def trials(space: SearchSpace, points: list[Point]) -> TrialTable:
 def _trial_row(point: Point, searched: list[str], heads: list[Heading]) -> TrialRow:
     texts = settings(point.config)
     cells = [
-        TrialCell(point.label, point.label),
+        TrialCell(trial_name(point.label).removeprefix("trial "), point.label),
         TrialCell(str(point.epoch or MISSING), str(point.epoch or 0)),
         TrialCell(point.state, point.state),
     ]

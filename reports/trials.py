@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 from bench.config import TrialConfig
 from bench.run import Result, Run, State, epoch_folder, read_evaluation
 from bench.scoring.metrics import METRICS, Score
-from reports.wording import sign
+from reports.wording import sign, trial_name
 
 MIN_TRIALS = 4
 """Fewer finished trials say nothing about importances."""
@@ -29,6 +29,10 @@ class Point(NamedTuple):
     config: TrialConfig
     """With `epochs` as scored."""
     scores: dict[str, Score]
+
+    @property
+    def title(self) -> str:
+        return f"{trial_name(self.label)}, epoch {self.epoch}"
 
     def value(self, metric: str) -> float:
         score = self.scores.get(metric)
@@ -103,8 +107,24 @@ def importances(run: Run, points: list[Point]) -> Importances:
     known = scored(points, metric.name)
     if len(known) < MIN_TRIALS:
         return Importances({}, f"Fewer than {MIN_TRIALS} scored trials: too few to tell what mattered.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shares = _shares(run, known)
+    except Exception as error:  # a report must not fail because Optuna cannot make sense of a trial
+        return Importances({}, f"Optuna could not compute importances: {error}")
+    if not any(shares.values()):
+        return Importances({}, "The scored trials do not differ enough to tell what mattered.")
+    return Importances(shares, "")
+
+
+def _shares(run: Run, points: list[Point]) -> dict[str, float]:
+    def target(trial: FrozenTrial) -> float:
+        return float(trial.values[0])
+
+    metric = METRICS[run.space.select_by]
     study = _quiet_study()
-    for point in known:
+    for point in points:
         # The evaluator asks what leads to low values.
         study.add_trial(
             optuna.create_trial(
@@ -113,7 +133,7 @@ def importances(run: Run, points: list[Point]) -> Importances:
                 value=-sign(metric) * point.value(metric.name),
             )
         )
-    return _shares(study)
+    return optuna.importance.get_param_importances(study, target=target)
 
 
 def _quiet_study() -> optuna.Study:
@@ -124,18 +144,3 @@ def _quiet_study() -> optuna.Study:
         return optuna.create_study(direction="minimize")
     finally:
         optuna.logging.set_verbosity(verbosity)
-
-
-def _shares(study: optuna.Study) -> Importances:
-    def target(trial: FrozenTrial) -> float:
-        return float(trial.values[0])
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            shares = optuna.importance.get_param_importances(study, target=target)
-    except Exception as error:  # a report must not fail because one evaluator cannot cope
-        return Importances({}, f"Optuna could not compute importances: {error}")
-    if not shares or not any(shares.values()):
-        return Importances({}, "The scored trials do not differ enough to tell what mattered.")
-    return Importances(shares, "")

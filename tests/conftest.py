@@ -229,7 +229,7 @@ def _write_trial(
     start_trial(folder, config, "default" if number == 0 else "sampled")
     steps = np.arange(1, 61)
     losses = 0.12 + 0.2 * np.exp(-steps * config.learning_rate * 400) + rng.normal(0, 0.01, 60)
-    write_losses(folder, [(int(step), float(loss)) for step, loss in zip(steps, losses, strict=True)])
+    write_losses(folder, [float(loss) for loss in losses])
     if failed:
         return end_trial(folder, "failed", 12.5, sketch.reason)
     for epoch in [epoch for epoch in run.space.rungs if epoch <= config.epochs]:
@@ -279,7 +279,7 @@ def _candidate(run: Run, sketch: Sketch, label: str, pictures: NDArray[np.uint8]
     number = 0 if label == "default" else int(label)
     config, records, evaluations = config_of(number), [], []
     for seed in range(1, sketch.training_seeds + 1):
-        folder = run.confirm_folder(label, seed)
+        folder = run.confirm_folder(label, config.epochs, seed)
         start_trial(folder, config.model_copy(update={"seed": seed}), "confirm")
         shift = _shift(sketch, number) + float(rng.normal(0, 0.004))
         evaluations.append(

@@ -13,7 +13,7 @@
       layout: {
         paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
         font: { family: style("--sans"), size: 13, color: style("--ink") },
-        xaxis: axis, yaxis: axis,
+        xaxis: axis, yaxis: axis, annotationdefaults: { bgcolor: style("--card"), borderpad: 1 },
         hoverlabel: { font: { family: style("--sans"), size: 13 } },
       },
     };

@@ -1,0 +1,324 @@
+"""The HTML pages: what they say, and that they hold together whatever is in a run."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench.compare import compare
+from bench.run import Run, read_json, write_json
+from bench.scoring.metrics import METRICS, title
+from reports import compare as compare_report
+from reports import images, parallel, search, trials, wording
+from reports.verdict import verdict
+
+MakeRun = Callable[..., Run]
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+VOID = {"meta", "input", "img", "br", "link", "hr"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the text outside scripts and styles, and whether tags are balanced."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def values(self, tag: str, name: str) -> list[str]:
+        return [attrs[name] or "" for found, attrs in self.tags if found == tag and name in attrs]
+
+
+def page_of(run: Run) -> Page:
+    return Page(search.write(run).read_text(encoding="utf-8"))
+
+
+# What a search report says
+
+
+def test_the_answer_names_the_winner_its_lead_and_how_sure_it_is(make_run: MakeRun) -> None:
+    run = make_run(gain=0.2)
+    said = verdict(run, run.result(), trials.read_points(run))
+    assert (said.tone, said.headline) == ("win", "Trial 2 wins.")
+    assert "against the base and +" in said.detail and "±" in said.detail
+    assert "on 6 prompts the search never saw, 2 training seeds." in said.detail
+
+
+def test_a_lead_within_two_standard_errors_is_no_win(make_run: MakeRun) -> None:
+    run = make_run()
+    data = read_json(run.path / "result.json")
+    data["gain_over_default"]["similarity"] = [0.01, 0.006]
+    write_json(run.path / "result.json", data)
+    said = verdict(run, run.result(), trials.read_points(run))
+    assert (said.tone, said.headline) == ("tie", "No setting was shown to beat the default config.")
+    assert "within two standard errors" in said.detail
+
+
+def test_a_winning_default_is_said_plainly(make_run: MakeRun) -> None:
+    run = make_run(winner="default", gain=-0.02)
+    said = verdict(run, run.result(), trials.read_points(run))
+    assert (said.tone, said.headline) == ("tie", "Keep the default config.")
+    assert len(page_of(run).values("img", "alt")) > 0
+
+
+def test_an_adapter_that_does_not_beat_the_base_is_not_praised(make_run: MakeRun) -> None:
+    run = make_run(winner="default")
+    data = read_json(run.path / "result.json")
+    data["candidates"][0]["scores"]["similarity"] |= {"gain": -0.05, "gain_stderr": 0.01}
+    write_json(run.path / "result.json", data)
+    assert "worse than the base" in verdict(run, run.result(), []).detail
+
+
+@pytest.mark.parametrize(
+    ("ending", "sentence"),
+    [
+        ("finished", "Trial 2 wins."),
+        ("interrupted", "The search has not finished."),
+        ("failed", "Every trial failed."),
+        ("empty", "Nothing has been tried yet."),
+    ],
+)
+def test_every_state_of_a_run_has_its_page(make_run: MakeRun, ending: str, sentence: str) -> None:
+    page = page_of(make_run(ending=ending))
+    assert sentence in page.text
+    assert page.open == []
+
+
+def test_an_interrupted_run_warns_that_nothing_is_confirmed(make_run: MakeRun) -> None:
+    text = page_of(make_run(ending="interrupted")).text
+    assert "Best so far: trial 2 at epoch" in text and "nothing is confirmed yet" in text
+    assert "Confirmed scores" not in text
+
+
+def test_failures_are_listed_with_their_reason(make_run: MakeRun) -> None:
+    assert "6 trials: loss is NaN at step 12." in page_of(make_run(ending="failed")).text
+
+
+def test_scores_carry_extractor_and_number_of_images(make_run: MakeRun) -> None:
+    run = make_run()
+    result, text = run.result(), page_of(run).text
+    assert result is not None
+    for name, score in result.candidates[0].scores.items():
+        assert title(METRICS[name], score) in text
+
+
+def test_the_config_of_the_winner_is_ready_to_copy(make_run: MakeRun) -> None:
+    run = make_run()
+    written = (run.path / "winner" / "training_config.yaml").read_text()
+    assert " ".join(written.split()) in page_of(run).text
+
+
+# Data behind the figures
+
+
+def test_points_are_scored_epochs_and_trials_without_a_score(make_run: MakeRun) -> None:
+    points = trials.read_points(make_run())
+    assert [point.kind for point in points].count("winner") == 1
+    assert [point.label for point in points if not point.scores] == ["0005"]
+
+
+def test_best_so_far_never_falls(make_run: MakeRun) -> None:
+    points = trials.scored(trials.read_points(make_run()), "similarity")
+    best = trials.best_so_far(points, "similarity")
+    assert best == list(np.maximum.accumulate([point.value("similarity") for point in points]))
+
+
+def test_no_point_beats_the_front_in_both(make_run: MakeRun) -> None:
+    points = trials.scored(trials.read_points(make_run()), "kd", "similarity")
+    front = trials.front(points, "kd", "similarity")
+    for kept in front:
+        assert not any(
+            point.value("kd") < kept.value("kd") and point.value("similarity") > kept.value("similarity")
+            for point in points
+        )
+
+
+def test_importances_find_what_decides_the_score(make_run: MakeRun) -> None:
+    run = make_run(trials=2)
+    first = trials.scored(trials.read_points(run), "similarity")[0]
+    points = []
+    for index in range(40):
+        rate, dropout = 1e-5 * 10 ** (index / 20), [0, 0.05, 0.1][index % 3]
+        config = first.config.model_copy(update={"learning_rate": rate, "dropout": dropout})
+        score = replace(first.scores["similarity"], value=rate)
+        points.append(first._replace(config=config, scores={"similarity": score}))
+    shares = trials.importances(run, points).shares
+    assert max(shares, key=lambda name: shares[name]) == "learning_rate"
+
+
+def test_few_trials_have_no_importances(make_run: MakeRun) -> None:
+    run = make_run(trials=2)
+    found = trials.importances(run, trials.read_points(run))
+    assert found.shares == {} and "too few" in found.missing
+
+
+def test_parallel_axes_leave_out_what_never_varied(make_run: MakeRun) -> None:
+    points = trials.read_points(make_run())
+    flat = [point._replace(config=point.config.model_copy(update={"dropout": 0.0})) for point in points]
+    data = parallel.parallel(flat, "similarity")
+    assert "dropout" not in [axis.name for axis in data.axes]
+    assert all(0 <= height <= 1 for line in data.lines for height in line.heights)
+    assert max(line.strength for line in data.lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "text"),
+    [
+        (0.5234, 0.0123, "0.523 ± 0.012"),
+        (-3.1, 0.52, "−3.10 ± 0.52"),
+        (412.0, 31.0, "412 ± 31"),
+        (0.5, None, "0.500"),
+        (0.5, 0.0, "0.500"),
+        (None, None, "–"),
+        (float("nan"), 0.1, "–"),
+    ],
+)
+def test_values_show_two_digits_of_their_error(value: float | None, stderr: float | None, text: str) -> None:
+    assert wording.plus_minus(value, stderr) == text
+
+
+# Images
+
+
+def test_images_stand_beside_the_picture_of_their_prompt(make_run: MakeRun) -> None:
+    run = make_run()
+    shown = search.images(run, run.result(), trials.read_points(run))
+    assert shown is not None and len(shown.rows) == 6
+    titles = [cell.title for cell in shown.rows[0].cells]
+    assert titles == ["base model", "default config", "trial 2", "real picture"]
+    assert [len(cell.thumbnails) for cell in shown.rows[0].cells] == [2, 2, 2, 1]
+
+
+def test_large_images_are_scaled_down_and_small_ones_kept(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (1024, 1024, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.webp")
+    Image.fromarray(pixels[:64, :64]).save(tmp_path / "small.webp")
+    large, small = images.thumbnail(tmp_path / "large.webp"), images.thumbnail(tmp_path / "small.webp")
+    assert large is not None and not large.pixelated and len(large.uri) < 60_000
+    assert small is not None and small.pixelated
+
+
+def test_unreadable_images_and_names_that_lead_out_leave_a_gap(make_run: MakeRun) -> None:
+    run = make_run()
+    (run.path / "base" / "test" / "images" / "0000.webp").write_bytes(b"not an image")
+    Image.new("RGB", (8, 8)).save(run.path.parent / "secret.webp")
+    data = read_json(run.path / "run.json")
+    data["prompts"]["test"][1]["real"] = "../secret.webp"
+    write_json(run.path / "run.json", data)
+    run = Run.open(run.path)
+    shown = search.images(run, run.result(), [])
+    assert shown is not None
+    assert shown.rows[0].cells[0].thumbnails[0] is None
+    assert shown.rows[1].cells[-1].thumbnails == [None]
+    assert page_of(run).open == []
+
+
+def test_the_page_stays_small_with_many_large_images(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(trials=3, prompts=8)
+    heavy = images.Thumbnail("data:image/webp;base64," + "A" * 500_000, False)
+    monkeypatch.setattr(images, "thumbnail", lambda path: heavy)
+    shown = search.images(run, run.result(), [])
+    assert shown is not None and 0 < len(shown.rows) < 8
+    assert search.write(run).stat().st_size < 15_000_000
+
+
+# Safety
+
+
+def hostile_run(make_run: MakeRun, name: str) -> Run:
+    metadata = [(field, HOSTILE) for field in ("base", "data", "scorer", "device", "machine", "created")]
+    run = make_run(name, caption=HOSTILE, reason=HOSTILE, metadata=tuple(metadata))
+    data = read_json(run.path / "run.json")
+    data |= {"name": HOSTILE, "versions": {HOSTILE: HOSTILE}}
+    data["space"]["data"] = HOSTILE
+    write_json(run.path / "run.json", data)
+    for file in (run.path / "trials").glob("*/config.yaml"):
+        file.write_text(file.read_text().replace("attention+ff", f"['{HOSTILE}']"))
+    result = read_json(run.path / "result.json")
+    for candidate in result["candidates"]:
+        for score in candidate["scores"].values():
+            score["extractor"] = HOSTILE
+        candidate["config"]["target_modules"] = [HOSTILE]
+    write_json(run.path / "result.json", result)
+    return Run.open(run.path)
+
+
+def pages(make_run: MakeRun) -> list[Page]:
+    a, b = hostile_run(make_run, "run-a"), hostile_run(make_run, "run-b")
+    path = compare_report.write(compare(a, b), a, b, a.path.parent / "compare.html")
+    return [page_of(a), Page(path.read_text(encoding="utf-8"))]
+
+
+def test_hostile_text_stays_text(make_run: MakeRun) -> None:
+    for page in pages(make_run):
+        assert page.open == []
+        assert HOSTILE in page.text
+        assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
+        assert all(source.startswith("data:image/") for source in page.values("img", "src"))
+
+
+def test_pages_load_nothing_and_say_so_to_the_browser(make_run: MakeRun) -> None:
+    for page in pages(make_run):
+        assert {tag for tag, attrs in page.tags if "src" in attrs} == {"img"}
+        assert page.values("link", "href") == []
+        assert all(link.startswith(("#", "winner/")) for link in page.values("a", "href"))
+        policy = next(value for value in page.values("meta", "content") if "default-src" in value)
+        assert "default-src 'none'" in policy and "http" not in policy and "unsafe-eval" not in policy
+
+
+def test_ids_are_fixed_and_every_figure_has_its_place(make_run: MakeRun) -> None:
+    for page in pages(make_run):
+        ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+        assert len(ids) == len(set(ids))
+        assert set(page.values("script", "data-for")) <= set(ids)
+
+
+def test_every_image_and_table_is_described(make_run: MakeRun) -> None:
+    for page in pages(make_run):
+        assert len(page.values("img", "alt")) == len(page.values("img", "src"))
+        heads = [attrs for tag, attrs in page.tags if tag == "th"]
+        assert heads and all(attrs.get("scope") in {"row", "col"} for attrs in heads)
+
+
+# The comparison
+
+
+def test_a_comparison_leads_with_its_verdict(make_run: MakeRun) -> None:
+    a = make_run("run-a", gain=0.4, prompts=12, training_seeds=3)
+    b = make_run("run-b", gain=0.0, prompts=12, training_seeds=3, random=1)
+    page = Page(compare_report.write(compare(a, b), a, b, a.path / "compare.html").read_text())
+    assert "WIN: A (run-a) beats B (run-b)." in page.text
+    assert "Noise between training seeds is part of every error." in page.text
+    assert "Where A does best against B" in page.text
+
+
+def test_best_and_worst_prompts_are_those_of_the_differences(make_run: MakeRun) -> None:
+    comparison = compare(make_run("run-a", gain=0.2), make_run("run-b", random=1))
+    order = list(np.argsort(comparison.differences["similarity"]))
+    best, worst = compare_report.extremes(comparison)
+    assert (worst, best) == (order[:3], order[::-1][:3])
