@@ -75,15 +75,14 @@ def gains(x_title: str, rows: list[Gain]) -> go.Figure:
     """Gain over the base of each confirmed candidate with its 95 % interval."""
     figure = go.Figure()
     for row in rows:
+        text = plus_minus(row.gain, row.stderr, signed=True)
         figure.add_scatter(
             x=[row.gain],
-            y=[row.title],
+            y=[f"{html.escape(row.title)}<br><b>{text}</b>"],
             error_x={"array": [Z95 * row.stderr], "thickness": 3, "width": 7},
-            mode="markers+text",
-            text=[plus_minus(row.gain, row.stderr, signed=True)],
-            textposition="top center",
+            mode="markers",
             marker={"size": 13, "color": COLOURS[row.kind], "symbol": SYMBOLS[row.kind]},
-            hovertemplate="%{y}: %{text}<extra></extra>",
+            hovertemplate="%{y}<extra></extra>",
         )
     figure.add_vline(
         x=0,
@@ -92,16 +91,16 @@ def gains(x_title: str, rows: list[Gain]) -> go.Figure:
     )
     figure.update_xaxes(title=x_title)
     figure.update_xaxes(range=_gain_range(rows))
-    figure.update_yaxes(range=[len(rows) - 0.6, -0.65], automargin=True, showgrid=False)
-    return laid_out(figure, height=110 + 62 * len(rows), legend=False)
+    figure.update_yaxes(range=[len(rows) - 0.5, -0.5], automargin=True, showgrid=False)
+    return laid_out(figure, height=125 + 56 * len(rows), legend=False)
 
 
 def _gain_range(rows: list[Gain]) -> list[float]:
-    """From the base to every interval, with room for the numbers."""
+    """From the base to every interval, with some room."""
     ends = [row.gain + side * Z95 * row.stderr for row in rows for side in (-1, 1)]
     low, high = min(0.0, *ends), max(0.0, *ends)
-    room = 0.18 * (high - low or 1.0)
-    return [low - room / (1 if low < 0 else 4), high + room]
+    room = 0.05 * (high - low or 1.0)
+    return [low - room, high + room]
 
 
 def tradeoff(data: Tradeoff) -> go.Figure:
@@ -189,7 +188,7 @@ def importances(shares: dict[str, float]) -> go.Figure:
         cliponaxis=False,
         hoverinfo="skip",
     )
-    figure.update_xaxes(title="share of what separates good trials from the rest", tickformat=".0%")
+    figure.update_xaxes(title="share of the importance", tickformat=".0%")
     figure.update_xaxes(range=[0, 1.15 * max(values)])
     figure.update_yaxes(automargin=True, showgrid=False)
     return laid_out(figure, height=100 + 38 * len(names), legend=False)
@@ -223,7 +222,7 @@ def differences(rows: list[Difference]) -> go.Figure:
     for row in rows:
         figure.add_scatter(
             x=[row.lead],
-            y=[row.label],
+            y=[html.escape(row.label).replace(" (", "<br>(")],
             error_x={
                 "array": [row.high - row.lead],
                 "arrayminus": [row.lead - row.low],
@@ -235,7 +234,7 @@ def differences(rows: list[Difference]) -> go.Figure:
             hovertemplate=f"%{{y}}: {number(row.lead, 1, signed=True)} standard errors<extra></extra>",
         )
     figure.add_vline(x=0, line={"color": COLOURS["base"], "width": 2, "dash": "dot"})
-    figure.update_xaxes(title="← better for B     standard errors     better for A →")
+    figure.update_xaxes(title="← better for B | better for A →<br>in standard errors")
     figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
     return laid_out(figure, height=120 + 46 * len(rows), legend=False)
 

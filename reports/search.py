@@ -34,6 +34,7 @@ class Recommended(NamedTuple):
     rows: list[tables.Setting]
     config: str
     """training_config.yaml, ready to copy."""
+    is_default: bool
     adapter: str | None
     """Path of the winning adapter from the folder that holds the run."""
 
@@ -84,6 +85,7 @@ def recommended(run: Run, result: Result) -> Recommended:
     return Recommended(
         tables.setting_rows(settings(won.config), settings((default or won).config)),
         file.read_text(encoding="utf-8") if file.exists() else yaml.dump(won.config),
+        won.label == "default",
         f"{run.path.name}/winner/adapter.safetensors" if adapter.exists() else None,
     )
 
@@ -139,7 +141,7 @@ def _gains(result: Result) -> go.Figure | None:
             title = capital(trial_name(candidate.label))
             rows.append(figures.Gain(title, kind, score.gain, score.gain_stderr))
     named = axis_title(metric, winner_of(result).scores[metric.name])
-    return figures.gains(f"gain over the base in {named}, {direction(metric)}", rows) if rows else None
+    return figures.gains(f"gain over the base in<br>{named}<br>{direction(metric)}", rows) if rows else None
 
 
 def _tradeoffs(run: Run, points: list[Point], base: dict[str, Score]) -> dict[str, go.Figure | None]:
@@ -159,7 +161,7 @@ def _tradeoff(x: str, y: str, points: list[Point], base: dict[str, Score]) -> go
     if x in base and y in base:
         marks.append(_mark("base model", "base", base[x], base[y]))
     line = [(point.value(x), point.value(y)) for point in front(known, x, y)]
-    titles = [f"{axis_title(METRICS[n], known[0].scores[n])}, {direction(METRICS[n])}" for n in (x, y)]
+    titles = [f"{axis_title(METRICS[n], known[0].scores[n])}<br>{direction(METRICS[n])}" for n in (x, y)]
     return figures.tradeoff(figures.Tradeoff(titles[0], titles[1], marks, line))
 
 

@@ -5,14 +5,15 @@
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
   function template() {
+    const size = innerWidth < 600 ? 11 : 13;
     const axis = {
       gridcolor: style("--grid"), zeroline: false, linecolor: style("--line"), tickcolor: style("--line"),
-      title: { font: { size: 13, color: style("--soft") }, standoff: 12 }, automargin: true,
+      title: { font: { size, color: style("--soft") }, standoff: 12 }, automargin: true,
     };
     return {
       layout: {
         paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-        font: { family: style("--sans"), size: 13, color: style("--ink") },
+        font: { family: style("--sans"), size, color: style("--ink") },
         xaxis: axis, yaxis: axis, annotationdefaults: { bgcolor: style("--card"), borderpad: 1 },
         hoverlabel: { font: { family: style("--sans"), size: 13 } },
       },
