@@ -217,7 +217,7 @@ def _swapped(name: str, a: _Side, b: _Side) -> PairedTest | None:
 
 
 def _reference(name: str, run: Run) -> _Reference | None:
-    """The base's images for drift, else the real pictures: those of the prompts first, in their order."""
+    """The base's images for drift, else all held-out real pictures."""
     from safetensors.numpy import load_file
 
     if name == "drift":
@@ -230,8 +230,8 @@ def _reference(name: str, run: Run) -> _Reference | None:
     file = run.path / "real" / "test" / "features.safetensors"
     if not file.exists():
         return None
-    features = load_file(file)["features"]
-    return _Reference(features, np.arange(len(features)))
+    tensors = load_file(file)
+    return _Reference(tensors["features"], tensors["prompts"])
 
 
 def _every_pairing(

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import plotly.graph_objects as go
+from rich.table import Table
+from rich.text import Text
 
 from bench.compare import Comparison, MetricComparison
 from bench.run import Candidate, Run, write_text
@@ -55,6 +57,18 @@ def write(comparison: Comparison, run_a: Run, run_b: Run, path: Path) -> Path:
     """Write the report to `path`."""
     write_text(path, render(comparison, run_a, run_b))
     return path
+
+
+def table(comparison: Comparison) -> Table:
+    """The verdicts for a terminal."""
+    found = Table(title=Text(verdict(comparison).headline), caption=Text(_seeds(comparison)))
+    for heading in ("metric", "A", "B", "A minus B", "95 % interval", "p, corrected", "verdict"):
+        found.add_column(heading)
+    for row in map(_metric_row, comparison.metrics):
+        name = f"{row.heading.label} {row.heading.qualifier}"
+        cells = (name, row.a, row.b, row.difference, row.interval, row.p_adjusted, row.verdict)
+        found.add_row(*map(Text, cells))
+    return found
 
 
 def render(comparison: Comparison, run_a: Run, run_b: Run) -> str:

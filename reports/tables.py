@@ -157,7 +157,7 @@ def _trial_row(point: Point, searched: list[str], heads: list[Heading]) -> Trial
     for head in heads:
         score = point.scores.get(head.name)
         text = plus_minus(score.value, score.stderr) if score else MISSING
-        cells.append(TrialCell(text, str(score.value) if score else ""))
+        cells.append(TrialCell(text, str(score.value) if score and score.value is not None else ""))
     cells.append(TrialCell(duration(point.seconds), str(point.seconds or "")))
     return TrialRow(point.kind, cells, point.reason or "")
 

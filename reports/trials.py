@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial
 
 from bench.config import TrialConfig
 from bench.run import Result, Run, State, epoch_folder, read_evaluation
+from bench.scoring import metrics
 from bench.scoring.metrics import METRICS, Score
 from reports.wording import sign, trial_name
 
@@ -73,9 +74,9 @@ def scored(points: list[Point], *metrics: str) -> list[Point]:
 
 
 def best(points: list[Point], metric: str) -> Point | None:
-    """The point with the best score of `metric`."""
-    found = scored(points, metric)
-    return max(found, key=lambda point: sign(METRICS[metric]) * point.value(metric), default=None)
+    """The point with the best score of `metric`, among trials that did not fail."""
+    found = [point for point in scored(points, metric) if point.state != "failed"]
+    return metrics.best(found, metric, lambda point: point.value(metric)) if found else None
 
 
 def best_so_far(points: list[Point], metric: str) -> list[float]:

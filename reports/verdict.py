@@ -27,11 +27,12 @@ class Verdict(NamedTuple):
 
 def verdict(run: Run, result: Result | None, points: list[Point]) -> Verdict:
     if result is not None:
-        return _finished(run, result)
+        return _finished(result)
     if not points:
         return Verdict("open", "Nothing has been tried yet.", "The run folder holds no trial.", [])
-    if scored(points, run.space.select_by):
-        return _unfinished(run, points)
+    found = best(points, run.space.select_by)
+    if found:
+        return _unfinished(run, points, found)
     if all(point.state == "failed" for point in points):
         return Verdict("open", "Every trial failed.", _reasons(points), [])
     return Verdict("open", "No trial has been scored yet.", _reasons(points), [])
@@ -45,26 +46,32 @@ def candidate_of(result: Result, label: str) -> Candidate | None:
     return next((candidate for candidate in result.candidates if candidate.label == label), None)
 
 
-def _finished(run: Run, result: Result) -> Verdict:
+def _finished(result: Result) -> Verdict:
     metric, won = METRICS[result.select_by], winner_of(result)
-    score = won.scores[metric.name]
-    lead = result.gain_over_default.get(metric.name)
-    where = f"on {plural(score.num_prompts, 'prompt')} the search never saw, "
-    where += plural(len(won.records), "training seed")
-    against = (
-        f"{title(metric, score)} {plus_minus(score.value, score.stderr)}: {_gain(score)} against the base"
-    )
-    facts = _facts(score, lead)
+    score, lead = won.scores[metric.name], result.gain_over_default.get(metric.name)
+    facts, evidence, name = _facts(score, lead), _evidence(won, result), capital(trial_name(won.label))
     if won.label == "default":
-        detail = f"No setting was shown to beat it. {against}, {where}.{_doubt(score, metric.name)}"
-        return Verdict("tie", "Keep the default config.", detail, facts)
-    over = f" and {plus_minus(*lead, signed=True)} against the default config" if lead else ""
+        return Verdict(
+            "tie", "Keep the default config.", f"No setting was shown to beat it. {evidence}", facts
+        )
     if lead and outcome(metric, *lead) == "better":
-        detail = f"{against}{over}, {where}.{_doubt(score, metric.name)}"
-        return Verdict("win", f"{capital(trial_name(won.label))} wins.", detail, facts)
-    detail = f"{capital(trial_name(won.label))} scored best, but its lead is within two standard errors. "
-    detail += f"{against}{over}, {where}.{_doubt(score, metric.name)}"
-    return Verdict("tie", "No setting was shown to beat the default config.", detail, facts)
+        return Verdict("win", f"{name} wins.", evidence, facts)
+    why = "its lead is within two standard errors" if lead else "the default config could not be confirmed"
+    headline = "No setting was shown to beat the default config."
+    return Verdict("tie", headline, f"{name} scored best, but {why}. {evidence}", facts)
+
+
+def _evidence(won: Candidate, result: Result) -> str:
+    """The winner's score and gains, and what they rest on."""
+    metric = METRICS[result.select_by]
+    score, lead = won.scores[metric.name], result.gain_over_default.get(metric.name)
+    over = f" and {plus_minus(*lead, signed=True)} against the default config" if lead else ""
+    return (
+        f"{title(metric, score)} {plus_minus(score.value, score.stderr)}: "
+        f"{_gain(score)} against the base{over}, "
+        f"on {plural(score.num_prompts, 'prompt')} the search never saw, "
+        f"{plural(len(won.records), 'training seed')}.{_doubt(score, metric.name)}"
+    )
 
 
 def _gain(score: Score) -> str:
@@ -86,7 +93,7 @@ def _facts(score: Score, lead: tuple[float, float] | None) -> list[Fact]:
         Fact("confirmed score", plus_minus(score.value, score.stderr), "± is one standard error"),
         Fact("against the base", _gain(score), _errors(score.gain, score.gain_stderr)),
     ]
-    if lead and lead != (0.0, 0.0):
+    if lead:
         facts.append(Fact("against the default", plus_minus(*lead, signed=True), _errors(*lead)))
     return facts
 
@@ -98,10 +105,8 @@ def _errors(gain: float | None, stderr: float | None) -> str:
     return f"{abs(gain) / stderr:.1f} standard errors"
 
 
-def _unfinished(run: Run, points: list[Point]) -> Verdict:
+def _unfinished(run: Run, points: list[Point], found: Point) -> Verdict:
     metric = METRICS[run.space.select_by]
-    found = best(points, metric.name)
-    assert found is not None  # the caller has seen a scored point
     score = found.scores[metric.name]
     labels = {point.label for point in scored(points, metric.name)}
     detail = (

@@ -264,7 +264,9 @@ def _write_result(run: Run, sketch: Sketch, pictures: NDArray[np.uint8], rng: An
             candidates=candidates,
             select_by=run.space.select_by,
             gain_over_default={
-                name: (won[name].value - default[name].value, won[name].gain_stderr or 0.0) for name in won
+                name: (won[name].value - default[name].value, won[name].gain_stderr or 0.0)
+                for name in won
+                if sketch.winner != "default"
             },
             seconds=1312.0,
         )

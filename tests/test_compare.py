@@ -90,7 +90,7 @@ def test_distances_need_the_features_of_the_real_pictures(make_run: MakeRun) -> 
     a, b = make_run("run-a", gain=0.3), make_run("run-b", random=1)
     assert compare(a, b).untested == ("kd", "fid")
     real = np.random.default_rng(3).normal(0, 1, (9, 8)).astype(np.float32)
-    save_file({"features": real}, a.path / "real" / "test" / "features.safetensors")
+    save_file({"features": real, "prompts": np.arange(9)}, a.path / "real" / "test" / "features.safetensors")
     comparison = compare(a, b)
     assert comparison.untested == ()
     assert {"kd", "fid", "drift"} <= {row.metric for row in comparison.metrics}

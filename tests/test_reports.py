@@ -1,5 +1,6 @@
 """The HTML pages: what they say, and that they hold together whatever is in a run."""
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from bench.compare import compare
 from bench.run import Run, read_json, write_json
@@ -75,6 +77,16 @@ def test_a_lead_within_two_standard_errors_is_no_win(make_run: MakeRun) -> None:
     said = verdict(run, run.result(), trials.read_points(run))
     assert (said.tone, said.headline) == ("tie", "No setting was shown to beat the default config.")
     assert "within two standard errors" in said.detail
+
+
+def test_without_a_confirmed_default_there_is_no_win(make_run: MakeRun) -> None:
+    run = make_run(gain=0.2)
+    data = read_json(run.path / "result.json")
+    data["candidates"] = [entry for entry in data["candidates"] if entry["label"] != "default"]
+    data["gain_over_default"] = {}
+    write_json(run.path / "result.json", data)
+    text = page_of(run).text
+    assert "the default config could not be confirmed" in text and "Trial 2 wins" not in text
 
 
 def test_a_winning_default_is_said_plainly(make_run: MakeRun) -> None:
@@ -315,6 +327,15 @@ def test_a_comparison_leads_with_its_verdict(make_run: MakeRun) -> None:
     assert "WIN: A (run-a) beats B (run-b)." in page.text
     assert "Noise between training seeds is part of every error." in page.text
     assert "Where A does best against B" in page.text
+
+
+def test_the_terminal_table_has_a_row_a_metric_and_takes_names_as_text(make_run: MakeRun) -> None:
+    a, b = make_run("run-a", metadata=(("name", "[red]a"),)), make_run("run-b", random=1)
+    comparison = compare(a, b)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(compare_report.table(comparison))
+    text = console.export_text()
+    assert "[red]a" in text and all(METRICS[row.metric].label in text for row in comparison.metrics)
 
 
 def test_best_and_worst_prompts_are_those_of_the_differences(make_run: MakeRun) -> None:
