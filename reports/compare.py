@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import plotly.graph_objects as go
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -61,12 +62,13 @@ def write(comparison: Comparison, run_a: Run, run_b: Run, path: Path) -> Path:
 
 def table(comparison: Comparison) -> Table:
     """The verdicts for a terminal."""
-    found = Table(title=Text(verdict(comparison).headline), caption=Text(_seeds(comparison)))
-    for heading in ("metric", "A", "B", "A minus B", "95 % interval", "p, corrected", "verdict"):
-        found.add_column(heading)
+    caption = f"{qualifier(comparison.main.a)} {_seeds(comparison)}"
+    found = Table(title=Text(verdict(comparison).headline), caption=Text(caption), box=SIMPLE_HEAD)
+    found.add_column("metric", min_width=18)
+    for heading in ("A minus B", "95 % interval", "p (Holm)", "verdict"):
+        found.add_column(heading, no_wrap=True)
     for row in map(_metric_row, comparison.metrics):
-        name = f"{row.heading.label} {row.heading.qualifier}"
-        cells = (name, row.a, row.b, row.difference, row.interval, row.p_adjusted, row.verdict)
+        cells = (row.heading.label, row.difference, row.interval, row.p_adjusted, row.verdict)
         found.add_row(*map(Text, cells))
     return found
 

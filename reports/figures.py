@@ -167,7 +167,7 @@ def history(data: History) -> go.Figure:
         figure.add_hline(
             y=data.base,
             line={"color": COLOURS["base"], "dash": "dot"},
-            annotation={"text": "base", "xanchor": "left", "x": 0, "showarrow": False},
+            annotation={"text": "base", "xanchor": "right", "x": 1, "showarrow": False},
         )
     figure.update_xaxes(title="scored points in the order of the search", rangemode="tozero")
     figure.update_yaxes(title=data.title)

@@ -158,7 +158,9 @@ def _tradeoff(x: str, y: str, points: list[Point], base: dict[str, Score]) -> go
     if not known:
         return None
     marks = [_mark(p.title, p.kind, p.scores[x], p.scores[y]) for p in known]
-    if x in base and y in base:
+    if x == "drift" and y in base:
+        marks.append(figures.Mark("base model", "base", 0.0, base[y].value, 0.0, base[y].stderr))
+    elif x in base and y in base:
         marks.append(_mark("base model", "base", base[x], base[y]))
     line = [(point.value(x), point.value(y)) for point in front(known, x, y)]
     titles = [f"{axis_title(METRICS[n], known[0].scores[n])}<br>{direction(METRICS[n])}" for n in (x, y)]
@@ -197,11 +199,11 @@ def _losses(run: Run, result: Result | None) -> go.Figure | None:
 
 
 def _curve(trial: TrialRecord, result: Result | None) -> figures.Curve | None:
-    """Smoothed over a twentieth of the training, and thinned."""
+    """Smoothed over an eighth of the training, and thinned."""
     table = read_losses(trial.path)
     if len(table) < 2:
         return None
-    smooth = table["loss"].ewm(span=max(2, len(table) // 20)).mean()
+    smooth = table["loss"].ewm(span=max(2, len(table) // 8)).mean()
     every = max(1, len(table) // MAX_CURVE_POINTS)
     kind = "winner" if result and trial.label == result.winner else trial.origin
     return figures.Curve(
