@@ -187,7 +187,9 @@ class Slots:
             module.B = self._view(middle, end, (module.out_features, rank))
             scales = [c.scale * (name in t) for c, t in zip(self.configs, self._targets, strict=True)]
             module.scale = torch.tensor(scales, device=weights.device).view(-1, 1, 1)
-            module.dropout = tuple(config.dropout for config in self.configs)
+            # Only a slot that targets the module draws from its stream: alone, it would meet no other module.
+            rates = [c.dropout * (name in t) for c, t in zip(self.configs, self._targets, strict=True)]
+            module.dropout = tuple(rates)
             module.enabled = any(scales)
             self.parameters += [module.A, module.B]
             start = end

@@ -1,0 +1,106 @@
+"""A tiny SDXL with random weights, in diffusers' folder format, and training data encoded with it."""
+
+import json
+import string
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.base import BaseModel, TrainingData, load_base
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a pipeline of 32 pixels whose UNet has all kinds of modules that a preset names."""
+    from diffusers import (
+        AutoencoderKL,
+        EulerDiscreteScheduler,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    folder = tmp_path_factory.mktemp("tiny-sdxl")
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        vocab_size=60,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=16,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=16 + 6 * 8,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        norm_num_groups=8,
+        latent_channels=4,
+        sample_size=32,
+        force_upcast=False,
+    )
+    pipeline = StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer=_tokenizer(folder / "words"),
+        tokenizer_2=_tokenizer(folder / "words"),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+        ),
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+def _tokenizer(folder: Path) -> object:
+    from transformers import CLIPTokenizer
+
+    letters = [letter + end for end in ("", "</w>") for letter in string.ascii_lowercase + ","]
+    vocabulary = {token: number for number, token in enumerate(["<start>", "<end>", *letters])}
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    special = {"bos_token": "<start>", "eos_token": "<end>", "unk_token": "<end>", "pad_token": "<end>"}
+    return CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16, **special
+    )
+
+
+@pytest.fixture(scope="session")
+def base(tiny_sdxl: Path) -> BaseModel:
+    return load_base(str(tiny_sdxl), torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def data(base: BaseModel) -> TrainingData:
+    """Ten images' worth of latents with captions."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (10, *base.latent_shape)
+    return TrainingData(
+        mean=torch.randn(shape, generator=generator),
+        std=torch.rand(shape, generator=generator) / 10,
+        text=base.encode_prompts([f"{letter} red apple" for letter in string.ascii_lowercase[:10]]),
+        empty=base.encode_empty(),
+    )

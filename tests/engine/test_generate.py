@@ -1,0 +1,77 @@
+"""Images: ours must be the pipeline's, and an adapter's images the same in plain diffusers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+from numpy.typing import NDArray
+
+from bench.base import BaseModel, TrainingData
+from bench.config import TrialConfig
+from bench.scoring.generate import generate
+from bench.space import Sampler
+from trainers.loop import train
+from trainers.lora import save_adapter
+
+PROMPTS = ["a red apple", "a blue car, shiny", "b"]
+SEEDS = [11, 12, 13]
+SAMPLER = Sampler(steps=5, guidance=4)
+
+
+def in_diffusers(folder: Path, base: BaseModel, adapter: Path | None) -> NDArray[np.uint8]:
+    """PROMPTS drawn by StableDiffusionXLPipeline itself, one by one."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    if adapter:
+        pipeline.load_lora_weights(adapter.parent, weight_name=adapter.name)
+    images = []
+    for prompt, seed in zip(PROMPTS, SEEDS, strict=True):
+        noise = torch.randn(base.latent_shape, generator=torch.Generator().manual_seed(seed))
+        output = pipeline(
+            prompt,
+            num_inference_steps=SAMPLER.steps,
+            guidance_scale=SAMPLER.guidance,
+            latents=noise[None],
+            height=base.resolution,
+            width=base.resolution,
+            output_type="np",
+        )
+        images.append(output.images[0])
+    return (np.stack(images) * 255).round().astype(np.uint8)
+
+
+def assert_same(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> None:
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+
+
+def drawn(base: BaseModel, num_slots: int = 1) -> NDArray[np.uint8]:
+    return generate(base, base.encode_prompts(PROMPTS), base.encode_empty(), SEEDS, SAMPLER, num_slots)
+
+
+def test_the_base_draws_what_the_pipeline_draws(tiny_sdxl: Path, base: BaseModel) -> None:
+    assert_same(drawn(base)[0], in_diffusers(tiny_sdxl, base, None))
+
+
+def test_a_saved_adapter_draws_the_same_in_diffusers(
+    tmp_path: Path, tiny_sdxl: Path, base: BaseModel, data: TrainingData
+) -> None:
+    configs = [
+        TrialConfig(rank=4, alpha=16, learning_rate=2e-2, epochs=2, target_modules="all"),
+        TrialConfig(rank=2, alpha=1, learning_rate=2e-2, epochs=2, target_modules="attention"),
+    ]
+    for rung in train(base, data, configs, [2]):
+        images = drawn(base, num_slots=2)
+        for index, config in enumerate(configs):
+            save_adapter(tmp_path / f"{index}.safetensors", rung.adapter(index), config)
+    for index in range(2):
+        assert (images[index] != drawn(base)[0]).any()
+        assert_same(images[index], in_diffusers(tiny_sdxl, base, tmp_path / f"{index}.safetensors"))
+
+
+def test_an_image_does_not_depend_on_the_others(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = drawn(base)[0]
+    monkeypatch.setattr("bench.scoring.generate.MAX_BATCH", 2)
+    assert_same(drawn(base)[0], together)

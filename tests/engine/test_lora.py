@@ -1,0 +1,158 @@
+"""Stacked adapters: many trainings in one forward must be the trainings one would have run alone."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from bench.base import BaseModel, TrainingData
+from bench.config import TrialConfig
+from bench.errors import UsageError
+from trainers.loop import DenoisingLoss, _batch, train
+from trainers.lora import Adapter, Slots, initial_adapter, load_adapter, save_adapter
+
+CONFIGS = [
+    TrialConfig(rank=4, alpha=8, learning_rate=1e-3, epochs=4, target_modules="attention", seed=1),
+    TrialConfig(rank=2, alpha=2, learning_rate=5e-3, epochs=4, target_modules="all", seed=2),
+    TrialConfig(rank=8, alpha=4, learning_rate=2e-4, epochs=2, target_modules="attention+ff", seed=3),
+    TrialConfig(rank=3, alpha=6, learning_rate=1e-3, epochs=4, target_modules=("to_k", "conv1"), seed=1),
+]
+
+
+def trained(base: BaseModel, data: TrainingData, configs: list[TrialConfig]) -> dict[int, Adapter]:
+    """Every config's adapter at its last epoch."""
+    adapters = {}
+    for rung in train(base, data, configs, [2, 4]):
+        for index in rung.alive:
+            if configs[index].epochs == rung.epoch:
+                adapters[index] = rung.adapter(index)
+    return adapters
+
+
+def assert_close(a: Adapter, b: Adapter, tolerance: float = 1e-4) -> None:
+    assert a.keys() == b.keys()
+    for key, tensor in a.items():
+        assert (tensor - b[key]).norm() <= tolerance * tensor.norm(), key
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_pack_gives_what_its_trials_give_alone(base: BaseModel, data: TrainingData, dropout: float) -> None:
+    configs = [config.model_copy(update={"dropout": dropout}) for config in CONFIGS]
+    packed = trained(base, data, configs)
+    for index, config in enumerate(configs):
+        assert_close(packed[index], trained(base, data, [config])[0])
+
+
+@pytest.mark.parametrize("config", CONFIGS[:2], ids=["attention", "all"])
+def test_training_equals_plain_peft_with_torch_adamw(
+    base: BaseModel, data: TrainingData, config: TrialConfig
+) -> None:
+    ours = trained(base, data, [config])[0]
+    plain = copy.deepcopy(base)
+    unet = plain.unet
+    names = sorted({key.rsplit(".lora_", 1)[0] for key in ours})
+    unet.add_adapter(LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names))
+    with Slots(base.unet, [config]) as slots:
+        start = initial_adapter(slots._shapes(0), config)
+    parameters = {
+        name.replace(".default", ""): parameter
+        for name, parameter in unet.named_parameters()
+        if parameter.requires_grad
+    }
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(start[name])
+    optimizer = torch.optim.AdamW(
+        list(parameters.values()), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    objective = DenoisingLoss(plain)
+    for step in range(4 * 10 // config.batch_size):
+        optimizer.zero_grad()
+        objective(_batch(data, config, step)).mean().backward()
+        torch.nn.utils.clip_grad_norm_(list(parameters.values()), config.max_grad_norm)
+        optimizer.step()
+    assert_close(ours, {name: parameter.detach() for name, parameter in parameters.items()})
+
+
+def test_training_changes_the_adapter_and_lowers_the_loss(base: BaseModel, data: TrainingData) -> None:
+    config = CONFIGS[1].model_copy(update={"epochs": 40})
+    rung = next(train(base, data, [config], [40]))
+    losses = rung.losses[0]
+    assert len(losses) == 100
+    assert sum(losses[-20:]) < sum(losses[:20])
+
+
+def test_padding_stays_exactly_zero(base: BaseModel, data: TrainingData) -> None:
+    for rung in train(base, data, CONFIGS, [2]):
+        slots = rung._slots
+        for module in slots.modules.values():
+            for slot, config in enumerate(slots.configs):
+                assert not module.A[slot, config.rank :].any()
+                assert not module.B[slot, :, config.rank :].any()
+
+
+def test_a_module_that_a_slot_does_not_target_stays_untouched(base: BaseModel, data: TrainingData) -> None:
+    for rung in train(base, data, CONFIGS[:2], [4]):
+        assert all(not key.startswith("down_blocks.0.resnets") for key in rung.adapter(0))
+        assert any(key.startswith("down_blocks.0.resnets") for key in rung.adapter(1))
+
+
+def test_a_trial_that_diverges_leaves_the_pack_and_its_neighbours_alone(
+    base: BaseModel, data: TrainingData
+) -> None:
+    broken = CONFIGS[0].model_copy(update={"learning_rate": 1.0, "weight_decay": 1e30})
+    rungs = list(train(base, data, [broken, CONFIGS[1]], [4]))
+    assert rungs[0].alive == [1]
+    assert rungs[0].losses[0][-1] != rungs[0].losses[0][-1]  # NaN
+    assert_close(trained(base, data, [broken, CONFIGS[1]])[1], trained(base, data, [CONFIGS[1]])[0])
+
+
+def test_a_stopped_trial_does_not_go_on(base: BaseModel, data: TrainingData) -> None:
+    alive = []
+    for rung in train(base, data, CONFIGS, [2, 4]):
+        alive.append(list(rung.alive))
+        rung.stop(0)
+    assert alive == [[0, 1, 2, 3], [1, 3]]
+
+
+def test_the_base_is_left_as_it_was(base: BaseModel, data: TrainingData) -> None:
+    before = {name: type(module) for name, module in base.unet.named_modules()}
+    list(train(base, data, CONFIGS[:1], [4]))
+    assert {name: type(module) for name, module in base.unet.named_modules()} == before
+
+
+def test_a_saved_adapter_is_read_back(tmp_path: Path, base: BaseModel, data: TrainingData) -> None:
+    adapter = trained(base, data, CONFIGS[:2])[1]
+    save_adapter(tmp_path / "adapter.safetensors", adapter, CONFIGS[1])
+    read = load_adapter(tmp_path / "adapter.safetensors")
+    assert read.keys() == adapter.keys()
+    assert all(torch.equal(read[key], adapter[key]) for key in adapter)
+
+
+def test_an_adapter_of_other_modules_is_refused(base: BaseModel, data: TrainingData) -> None:
+    adapter = trained(base, data, CONFIGS[:1])[0]
+    with Slots(base.unet, [CONFIGS[1]]) as slots, pytest.raises(UsageError, match="does not fit"):
+        slots.load(0, adapter)
+
+
+def test_a_truncated_adapter_is_refused(tmp_path: Path, base: BaseModel, data: TrainingData) -> None:
+    file = tmp_path / "adapter.safetensors"
+    save_adapter(file, trained(base, data, CONFIGS[:1])[0], CONFIGS[0])
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UsageError, match=r"adapter\.safetensors: not a readable adapter"):
+        load_adapter(file)
+
+
+def test_a_listed_module_that_the_base_lacks_is_refused(base: BaseModel) -> None:
+    config = TrialConfig(rank=4, alpha=4, learning_rate=1e-3, epochs=1, target_modules=("to_q", "nowhere"))
+    with pytest.raises(UsageError, match="'nowhere' matches no linear or convolution"):
+        Slots(base.unet, [config])
+
+
+def test_warm_up_then_a_constant_rate_keeps_epochs_nested(base: BaseModel, data: TrainingData) -> None:
+    config = CONFIGS[0].model_copy(update={"warmup_steps": 6})
+    long = {rung.epoch: rung.adapter(0) for rung in train(base, data, [config], [2, 4])}
+    short = config.model_copy(update={"epochs": 2})
+    assert_close(long[2], next(train(base, data, [short], [2])).adapter(0), tolerance=0)
