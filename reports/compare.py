@@ -65,10 +65,10 @@ def table(comparison: Comparison) -> Table:
     caption = f"{qualifier(comparison.main.a)} {_seeds(comparison)}"
     found = Table(title=Text(verdict(comparison).headline), caption=Text(caption), box=SIMPLE_HEAD)
     found.add_column("metric", min_width=18)
-    for heading in ("A minus B", "95 % interval", "p (Holm)", "verdict"):
+    for heading in ("verdict", "A minus B", "95 % interval", "p (Holm)"):
         found.add_column(heading, no_wrap=True)
     for row in map(_metric_row, comparison.metrics):
-        cells = (row.heading.label, row.difference, row.interval, row.p_adjusted, row.verdict)
+        cells = (row.heading.label, row.verdict, row.difference, row.interval, row.p_adjusted)
         found.add_row(*map(Text, cells))
     return found
 

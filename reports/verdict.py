@@ -4,7 +4,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from bench.run import Candidate, Result, Run
-from bench.scoring.metrics import METRICS, Score, title
+from bench.scoring.metrics import METRICS, Metric, Score, title
 from reports.trials import Point, best, scored
 from reports.wording import capital, outcome, plural, plus_minus, sign, trial_name
 
@@ -50,6 +50,10 @@ def _finished(result: Result) -> Verdict:
     metric, won = METRICS[result.select_by], winner_of(result)
     score, lead = won.scores[metric.name], result.gain_over_default.get(metric.name)
     facts, evidence, name = _facts(score, lead), _evidence(won, result), capital(trial_name(won.label))
+    if outcome(metric, score.gain, score.gain_stderr) == "worse":
+        return Verdict(
+            "tie", "No adapter beats the base model.", f"{name} scored best of them. {evidence}", facts
+        )
     if won.label == "default":
         return Verdict(
             "tie", "Keep the default config.", f"No setting was shown to beat it. {evidence}", facts
@@ -70,7 +74,7 @@ def _evidence(won: Candidate, result: Result) -> str:
         f"{title(metric, score)} {plus_minus(score.value, score.stderr)}: "
         f"{_gain(score)} against the base{over}, "
         f"on {plural(score.num_prompts, 'prompt')} the search never saw, "
-        f"{plural(len(won.records), 'training seed')}.{_doubt(score, metric.name)}"
+        f"{plural(len(won.records), 'training seed')}.{_doubt(won, metric)}"
     )
 
 
@@ -78,14 +82,16 @@ def _gain(score: Score) -> str:
     return plus_minus(score.gain, score.gain_stderr, signed=True)
 
 
-def _doubt(score: Score, name: str) -> str:
-    """What has to be said when the adapter does not beat the base."""
-    found = outcome(METRICS[name], score.gain, score.gain_stderr)
-    if found == "better":
-        return " Lower is better." if sign(METRICS[name]) < 0 else ""
-    return (
-        " That is worse than the base." if found == "worse" else " It was not shown to beat the base either."
-    )
+def _doubt(won: Candidate, metric: Metric) -> str:
+    """What has to be added so that nobody reads too much, or the wrong way, into the numbers."""
+    score = won.scores[metric.name]
+    notes = {
+        "better": " Lower is better." if sign(metric) < 0 else "",
+        "worse": " That is worse than the base.",
+        "same": " It was not shown to beat the base.",
+    }
+    alone = " What another training seed would change is not known." if len(won.records) == 1 else ""
+    return notes[outcome(metric, score.gain, score.gain_stderr)] + alone
 
 
 def _facts(score: Score, lead: tuple[float, float] | None) -> list[Fact]:

@@ -8,7 +8,7 @@ from bench.scoring.metrics import METRICS, Metric, Score
 from bench.space import modules_to_text
 
 MISSING = "–"
-MAX_DECIMALS = 5
+MAX_DECIMALS = 4
 
 
 def number(value: float | None, decimals: int = 3, *, signed: bool = False) -> str:

@@ -101,7 +101,15 @@ def test_an_adapter_that_does_not_beat_the_base_is_not_praised(make_run: MakeRun
     data = read_json(run.path / "result.json")
     data["candidates"][0]["scores"]["similarity"] |= {"gain": -0.05, "gain_stderr": 0.01}
     write_json(run.path / "result.json", data)
-    assert "worse than the base" in verdict(run, run.result(), []).detail
+    said = verdict(run, run.result(), [])
+    assert said.headline == "No adapter beats the base model."
+    assert "That is worse than the base." in said.detail
+
+
+def test_one_training_seed_is_said_to_be_one(make_run: MakeRun) -> None:
+    run = make_run(training_seeds=1, gain=0.2)
+    said = verdict(run, run.result(), [])
+    assert "1 training seed. What another training seed would change is not known." in said.detail
 
 
 @pytest.mark.parametrize(
