@@ -1,0 +1,243 @@
+"""A whole search on a tiny SDXL, real data, the bundled scorer and a real Optuna database."""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from rich.console import Console
+
+from bench.base import BaseModel, TrainingData
+from bench.config import TrainingConfig, TrialConfig
+from bench.errors import BenchError, MismatchError, UsageError
+from bench.run import Run, epoch_folder, image_files, read_evaluation, read_losses
+from bench.session import run_search
+from bench.study import Trainer
+from bench.yaml import read
+from trainers.lora import load_adapter
+from trainers.loop import Rung, train
+
+SPACE: dict[str, Any] = {
+    "name": "tiny",
+    "data": "emoji/pixel16",
+    "parameters": {
+        "rank": {"choices": [2, 4]},
+        "alpha": {"ratio": [1, 2]},
+        "learning_rate": {"low": "1e-4", "high": "1e-2", "log": True},
+        "epochs": {"choices": [1, 2]},
+        "target_modules": {"choices": ["attention", "all"]},
+    },
+    "default": {"rank": 4, "alpha": 8, "learning_rate": "1e-4", "epochs": 2, "batch_size": 20},
+    "prompts": {"dev": 4, "test": 5, "seeds": 2},
+    "sampler": {"steps": 2, "guidance": 2},
+    "confirm": {"finalists": 1, "seeds": 2},
+    "trials": 3,
+    "slots": 2,
+}
+Search = Callable[..., Run]
+
+
+@pytest.fixture
+def search(tmp_path: Path, tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
+    """`search(trainer=..., seed=..., trials=..., **fields)`: run_search in tmp_path with SPACE changed so."""
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    console = Console(file=io.StringIO())
+
+    def run(trainer: Trainer = train, seed: int = 0, trials: int | None = None, **fields: Any) -> Run:
+        file = tmp_path / "tiny.yaml"
+        file.write_text(yaml.safe_dump({**SPACE, "base": str(tiny_sdxl), **fields}))
+        return run_search(str(file), {"trials": trials}, None, tmp_path / "runs", seed, trainer, console)
+
+    return run
+
+
+def study_of(run: Run) -> optuna.Study:
+    return optuna.load_study(study_name=run.metadata.name, storage=f"sqlite:///{run.path / 'study.db'}")
+
+
+def breaking(when: Callable[[int], bool], error: BaseException) -> Trainer:
+    """A trainer that raises `error` at the start of the packs, counted from 0, that `when` selects."""
+    packs = iter(range(1000))
+
+    def trainer(
+        base: BaseModel,
+        data: TrainingData,
+        configs: Sequence[TrialConfig],
+        rungs: Sequence[int],
+        on_step: Callable[[int, int], None],
+    ) -> Iterator[Rung]:
+        if when(next(packs)):
+            raise error
+        yield from train(base, data, configs, rungs, on_step)
+
+    return trainer
+
+
+def test_a_search_leaves_a_complete_record(search: Search) -> None:
+    run = search()
+    trials = run.trials()
+    assert [trial.label for trial in trials] == ["0000", "0001", "0002"]
+    assert [trial.state for trial in trials] == ["complete"] * 3
+    assert trials[0].origin == "default"
+    for trial in trials:
+        assert trial.epochs == tuple(epoch for epoch in (1, 2) if epoch <= trial.config.epochs)
+        assert len(read_losses(trial.path)) == 3 * trial.config.epochs
+        for epoch in trial.epochs:
+            folder = epoch_folder(trial.path, epoch)
+            assert len(image_files(folder)) == 8
+            assert load_adapter(folder / "adapter.safetensors")
+            assert read_evaluation(folder).scores["similarity"].gain is not None
+
+
+def test_earlier_rungs_join_the_study_as_trials_of_fewer_epochs(search: Search) -> None:
+    run = search()
+    recorded = {
+        (trial.label, epoch): list(
+            read_evaluation(epoch_folder(trial.path, epoch)).scores[name].value
+            for name in run.space.objectives
+        )
+        for trial in run.trials()
+        for epoch in trial.epochs
+    }
+    told = {(t.user_attrs["label"], t.params["epochs"]): t.values for t in study_of(run).trials}
+    assert told == recorded
+
+
+def test_the_result_rests_on_fresh_seeds_and_unseen_prompts(search: Search) -> None:
+    run = search()
+    result = run.result()
+    assert result is not None
+    assert {candidate.label for candidate in result.candidates} >= {"default"}
+    assert len(result.candidates) == 2
+    searched = {trial.config.seed for trial in run.trials()}
+    for record in run.confirmations():
+        assert record.config.seed not in searched
+    dev = {prompt.text for prompt in run.metadata.prompts["dev"]}
+    assert not dev & {prompt.text for prompt in run.metadata.prompts["test"]}
+    values = {c.label: c.scores["similarity"].value for c in result.candidates}
+    assert result.winner == max(values, key=lambda label: values[label])
+
+
+def test_the_winner_can_be_trained_again_from_its_file(
+    search: Search, base: BaseModel, tmp_path: Path
+) -> None:
+    run = search()
+    config = read(run.path / "winner" / "training_config.yaml", TrainingConfig)
+    adapter = load_adapter(run.path / "winner" / "adapter.safetensors")
+    result = run.result()
+    assert result is not None
+    winner = next(c for c in result.candidates if c.label == result.winner)
+    assert (config.rank, config.alpha, config.epochs) == (
+        winner.config.rank,
+        winner.config.alpha,
+        winner.config.epochs,
+    )
+    assert {tensor.shape[0] for key, tensor in adapter.items() if "lora_A" in key} == {config.rank}
+
+
+def test_the_same_seed_gives_the_same_search(search: Search, tmp_path: Path) -> None:
+    first = search(name="one")
+    second = search(name="two")
+    assert [t.config for t in first.trials()] == [t.config for t in second.trials()]
+    assert confirmed(first) == confirmed(second)
+
+
+def confirmed(run: Run) -> list[tuple[str, float]]:
+    result = run.result()
+    assert result is not None
+    return [(candidate.label, candidate.scores["similarity"].value) for candidate in result.candidates]
+
+
+def test_more_trials_go_on_from_what_is_there(search: Search) -> None:
+    before = {trial.label: trial.config for trial in search().trials()}
+    run = search(trials=5)
+    after = {trial.label: trial.config for trial in run.trials()}
+    assert len(after) == 5
+    assert {label: after[label] for label in before} == before
+    assert len(set(map(str, after.values()))) == 5
+
+
+def test_an_interrupted_search_goes_on_without_loss_or_doubles(search: Search) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(trainer=breaking(lambda pack: pack == 1, KeyboardInterrupt()))
+    run = search()
+    assert [trial.state for trial in run.trials()] == ["complete"] * 3
+    undisturbed = search(name="undisturbed")
+    assert [t.config for t in run.trials()][:2] == [t.config for t in undisturbed.trials()][:2]
+    told = [t for t in study_of(run).trials if t.state == optuna.trial.TrialState.COMPLETE]
+    points = [(t.user_attrs["label"], t.params["epochs"]) for t in told]
+    assert len(points) == len(set(points)) == sum(len(trial.epochs) for trial in run.trials())
+
+
+def test_a_pack_that_breaks_is_recorded_and_the_study_goes_on(search: Search) -> None:
+    run = search(trainer=breaking(lambda pack: pack == 0, RuntimeError("out of\nmemory")))
+    assert [trial.state for trial in run.trials()] == ["failed", "failed", "complete"]
+    assert run.trials()[0].reason == "RuntimeError: out of memory"
+    assert run.result() is not None
+
+
+def test_a_trial_that_changes_nothing_is_not_scored(search: Search, tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="no configuration could be confirmed"):
+        search(default={**SPACE["default"], "weight_decay": 0, "max_grad_norm": 1e-30})
+    trials = Run.open(tmp_path / "runs" / "tiny").trials()
+    assert {trial.state for trial in trials} == {"failed"}
+    assert "the adapter changes nothing" in str(trials[0].reason)
+
+
+def test_a_study_of_failures_alone_ends_with_the_first_reason(search: Search) -> None:
+    with pytest.raises(BenchError, match="no configuration could be confirmed.*RuntimeError: no luck"):
+        search(trainer=breaking(lambda pack: True, RuntimeError("no luck")))
+
+
+def test_a_changed_space_is_refused_with_what_changed(search: Search) -> None:
+    search()
+    with pytest.raises(MismatchError, match=r"space\.sampler; give another --name"):
+        search(sampler={"steps": 3, "guidance": 2})
+
+
+def test_another_seed_is_refused(search: Search) -> None:
+    search()
+    with pytest.raises(MismatchError, match="another seed"):
+        search(seed=1)
+
+
+def test_a_spent_budget_starts_no_trial_but_confirms(search: Search) -> None:
+    run = search(trials=2)
+    run = search(trials=9, budget="1s")
+    assert len(run.trials()) == 2
+    assert run.result() is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data": None}, "--data: the space 'tiny' names none"),
+        ({"data": "./nowhere"}, "nowhere: no such folder"),
+        ({"base": "./nowhere"}, "nowhere: no such folder"),
+        ({"base": "owner/model"}, "not on this machine; get it with: hf download owner/model"),
+        ({"scorer": "./nowhere"}, "scorer ./nowhere"),
+        ({"resolution": 30}, "must be a multiple of"),
+        (
+            {"parameters": {**SPACE["parameters"], "target_modules": {"choices": ["attention", ["to_z"]]}}},
+            "'to_z' matches no linear or convolution",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(
+    search: Search, tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BenchError) as caught:
+        search(**fields)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_two_searches_on_one_run_are_refused(search: Search, tmp_path: Path) -> None:
+    from bench.session import _locked
+
+    with _locked(tmp_path / "runs" / "tiny"), pytest.raises(UsageError, match="another bench search"):
+        search()
