@@ -43,6 +43,7 @@ def environment() -> Environment:
         "duration": wording.duration,
         "p_value": wording.p_value,
         "plural": wording.plural,
+        "source_name": wording.source_name,
         "trial_name": wording.trial_name,
         "capital": wording.capital,
     }

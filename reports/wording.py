@@ -35,7 +35,12 @@ def decimals_of(stderr: float) -> int:
 
 def short(value: float) -> str:
     """A setting as people write it: `8`, `0.05`, `1.2e-04`."""
-    return f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{value:.3g}"
+    return f"{value:.1e}" if 0 < abs(value) < 0.01 else f"{value:.3g}"
+
+
+def source_name(source: str) -> str:
+    """A base or data set in a heading: of a path its last part, else the whole."""
+    return source.rstrip("/").rsplit("/", 1)[-1] if source.startswith(("/", ".", "~")) else source
 
 
 def p_value(value: float | None) -> str:

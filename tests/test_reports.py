@@ -220,6 +220,14 @@ def test_values_show_two_digits_of_their_error(value: float | None, stderr: floa
     assert wording.plus_minus(value, stderr) == text
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("/home/me/bases/xl/", "xl"), ("./data", "data"), ("emoji/pixel16", "emoji/pixel16"), ("a", "a")],
+)
+def test_headings_show_of_a_path_the_last_part(source: str, name: str) -> None:
+    assert wording.source_name(source) == name
+
+
 # Images
 
 
