@@ -20,6 +20,8 @@ from bench.scoring.statistics import PairedTest, SwapStatistic, holm, paired_tes
 ALPHA = 0.05
 FRECHET_RESAMPLES = 499
 """Each swap costs two Fréchet distances a training; enough for p = 0.002."""
+SWAPPED = ("kd", "fid", "drift")
+"""Distances between the features that an Evaluation holds."""
 SHORT = 24
 
 Outcome = Literal["WIN", "TIE", "LOSS"]
@@ -63,7 +65,7 @@ class Comparison:
     seed_noise: bool
     """Both winners were trained on several seeds, so that errors hold the noise between trainings."""
     untested: tuple[str, ...]
-    """Metrics that both runs scored and whose reference features are not in the folders."""
+    """Metrics that both runs scored and whose features are not in the folders."""
 
     @property
     def verdict(self) -> Outcome:
@@ -199,8 +201,8 @@ def _paired(name: str, a: _Side, b: _Side) -> PairedTest:
 
 
 def _swapped(name: str, a: _Side, b: _Side) -> PairedTest | None:
-    """Whole prompts are swapped between A and B; None where the reference is not in the folder."""
-    reference = _reference(name, a.run)
+    """Whole prompts are swapped between A and B; None where what it needs is not in the folders."""
+    reference = _reference(name, a.run) if name in SWAPPED else None
     if reference is None:
         return None
     num_prompts = len(a.run.metadata.prompts["test"])

@@ -83,7 +83,7 @@ def render(comparison: Comparison, run_a: Run, run_b: Run) -> str:
         metric=METRICS[comparison.select_by],
         verdict=verdict(comparison),
         rows=[_metric_row(row) for row in comparison.metrics],
-        untested=[METRICS[name].label for name in comparison.untested],
+        untested=[title(METRICS[name], comparison.winner_a.scores[name]) for name in comparison.untested],
         best=_grid(comparison, run_a, run_b, best, 0.2),
         worst=_grid(comparison, run_a, run_b, worst, 0.2),
         every=_grid(comparison, run_a, run_b, _order(comparison, run_a), 0.6),
