@@ -184,7 +184,8 @@ def _evaluation(sketch: Sketch, shift: float, rng: Any, base: dict[str, list[flo
     """Scores that are `shift` better than the base's, with noise a prompt."""
     num_images = sketch.prompts * sketch.seeds
     per_prompt, scores = {}, {}
-    for name, metric in METRICS.items():
+    for name in BASE_VALUES:
+        metric = METRICS[name]
         good = shift if metric.direction == "maximize" else -20 * shift
         if name == "drift":
             good = 150 * abs(shift)
@@ -289,15 +290,15 @@ def _candidate(run: Run, sketch: Sketch, label: str, pictures: NDArray[np.uint8]
         )
         end_trial(folder, "complete", 70.0)
         records.append(folder.name)
-    values = {name: [entry.scores[name].value for entry in evaluations] for name in METRICS}
+    values = {name: [entry.scores[name].value for entry in evaluations] for name in BASE_VALUES}
     first = evaluations[0].scores
     return Candidate(
         label=label,
         config=config,
         records=tuple(records),
-        scores={name: replace(first[name], value=float(np.mean(values[name]))) for name in METRICS},
+        scores={name: replace(first[name], value=float(np.mean(values[name]))) for name in BASE_VALUES},
         seed_spread={
             name: float(np.std(values[name], ddof=1)) if len(evaluations) > 1 else float("nan")
-            for name in METRICS
+            for name in BASE_VALUES
         },
     )

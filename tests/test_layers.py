@@ -54,9 +54,7 @@ def test_a_library_stays_where_it_is_known(library: str, holders: set[str]) -> N
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys, bench.cli; heavy = {'torch', 'numpy', 'optuna', 'pandas', 'plotly', 'pydantic', 'diffusers'};"
-        "print(sorted(heavy & set(sys.modules)))"
-    )
+    heavy = {"torch", "numpy", "optuna", "pandas", "plotly", "pydantic", "diffusers"}
+    code = f"import sys, bench.cli; print(sorted({heavy} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"

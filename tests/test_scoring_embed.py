@@ -26,6 +26,7 @@ from bench.scoring.embed import (
     inception_features,
     load_scorer,
 )
+from bench.scoring.measure import Reference, evaluate
 
 CPU = torch.device("cpu")
 MODEL = {
@@ -194,7 +195,7 @@ def test_a_hub_scorer_is_loaded_from_its_snapshot(folder: Path, monkeypatch: pyt
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert load_scorer("hf-hub:owner/name@abc", CPU).name == "owner/name@abc"
     assert (asked["repository"], asked["revision"]) == ("owner/name", "abc")
-    assert WEIGHTS in asked["allow_patterns"]
+    assert asked["local_files_only"]  # nothing is downloaded silently
 
 
 # The bundled scorer
@@ -268,7 +269,9 @@ def test_without_inception_weights_there_are_no_features(checkpoints: Path) -> N
     assert inception_features(pictures()) is None
 
 
-def test_inception_weights_on_disk_are_used(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def inception_weights(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights under the name of the real ones."""
     from torch_fidelity import feature_extractor_inceptionv3 as inception
 
     with monkeypatch.context() as patch:
@@ -276,8 +279,35 @@ def test_inception_weights_on_disk_are_used(checkpoints: Path, monkeypatch: pyte
         patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         model = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
     torch.save(model.state_dict(), checkpoints / INCEPTION)
+
+
+@pytest.mark.usefixtures("inception_weights")
+def test_inception_weights_on_disk_are_used() -> None:
     features = inception_features(pictures(2))
     assert features is not None and features.shape == (2, 2048) and np.isfinite(features).all()
+
+
+@pytest.mark.usefixtures("inception_weights")
+def test_inception_scores_join_the_others_under_their_own_extractor(tiny: Scorer) -> None:
+    images, real = pictures(6), pictures(4)[::-1]
+    unit = tiny.embed_images(images)
+    reference = Reference(
+        text_features=unit[::2],
+        num_seeds=2,
+        true_features=None,
+        real_features=tiny.embed_images(real),
+        base=None,
+        extractor="tiny",
+        inception_real=inception_features(real),
+        inception_base=inception_features(images),
+    )
+    scores = evaluate(images, reference, tiny).scores
+    features, others = inception_features(images), reference.inception_real
+    assert features is not None and others is not None
+    assert scores["fid_inception"].extractor == "inception-v3"
+    assert scores["fid_inception"].value == pytest.approx(fid(features, others), abs=1e-3)
+    assert scores["drift_inception"].value == pytest.approx(0, abs=1e-6)
+    assert scores["fid"].extractor == "tiny"
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights"])

@@ -28,7 +28,6 @@ BUNDLED = "emoji-clip"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 HUB = "hf-hub:"
-HUB_FILES = [CONFIG, WEIGHTS, "*token*.json", "vocab.*", "merges.txt", "*.model"]
 
 T = TypeVar("T")
 
@@ -102,7 +101,7 @@ def _fit(pictures: Tensor, size: tuple[int, int]) -> Tensor:
 def load_scorer(name: str, device: torch.device) -> Scorer:
     """`bundled`, a folder in open_clip's format, or `hf-hub:owner/name`, optionally `@revision`.
 
-    Raises MissingError when the files are not here and cannot be had, UsageError when they do not fit.
+    Downloads nothing. Raises MissingError when the files are not here, UsageError when they do not fit.
     """
     folder = _folder(name)
     for file in (CONFIG, WEIGHTS):
@@ -127,19 +126,19 @@ def _name(name: str) -> str:
 def _folder(name: str) -> Path:
     if name == "bundled":
         return Path(str(files("bench"))) / "builtin" / "scorer"
-    return _download(name) if name.startswith(HUB) else Path(name)
+    return _hub_folder(name) if name.startswith(HUB) else Path(name)
 
 
-def _download(name: str) -> Path:
+def _hub_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.removeprefix(HUB).partition("@")
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
     except (OSError, ValueError) as error:
         raise MissingError(
-            f"scorer {name}: cannot be downloaded ({type(error).__name__}); fetch it where there is a "
-            f"network with `hf download {repository}`, or give a folder that holds {CONFIG} and {WEIGHTS}"
+            f"scorer {name}: not on this machine; get it with: hf download {repository} "
+            f"(or give a folder that holds {CONFIG} and {WEIGHTS})"
         ) from error
 
 

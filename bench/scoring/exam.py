@@ -13,7 +13,7 @@ from bench.dataset import Dataset
 from bench.errors import TrialError
 from bench.prompts import Prompt
 from bench.run import Evaluation, Run, Split, has_evaluation, image_files, read_evaluation, write_evaluation
-from bench.scoring.embed import Scorer
+from bench.scoring.embed import Scorer, inception_features
 from bench.scoring.generate import generate
 from bench.scoring.measure import Reference, check_images, evaluate
 from bench.space import Sampler
@@ -64,7 +64,8 @@ def prepare(
     pictures = dataset.dev if split == "dev" else dataset.test
     num_seeds = len(prompts[0].seeds)
     texts = [prompt.text for prompt in prompts]
-    real = scorer.embed_images(np.stack([fit(example.image(), base.resolution) for example in pictures]))
+    pixels = np.stack([fit(example.image(), base.resolution) for example in pictures])
+    real = scorer.embed_images(pixels)
     rows = {example.digest: row for row, example in enumerate(pictures)}
     reference = Reference(
         text_features=scorer.embed_texts(texts),
@@ -73,6 +74,7 @@ def prepare(
         real_features=real,
         base=None,
         extractor=scorer.name,
+        inception_real=inception_features(pixels),
     )
     exam = Exam(
         base=base,
@@ -85,7 +87,8 @@ def prepare(
         base_images=None,
     )
     images, evaluation = _base_evaluation(run, split, exam)
-    return replace(exam, base_images=images, reference=replace(reference, base=evaluation))
+    reference = replace(reference, base=evaluation, inception_base=inception_features(images))
+    return replace(exam, base_images=images, reference=reference)
 
 
 def _base_evaluation(run: Run, split: Split, exam: Exam) -> tuple[NDArray[np.uint8], Evaluation]:

@@ -1,7 +1,7 @@
 """Measure: images of the fixed prompts -> an Evaluation: every metric with its error and its gain."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,10 @@ class Reference:
     """The base model's; None while the base itself is evaluated."""
     extractor: str
     """Name of the scorer."""
+    inception_real: NDArray[np.float32] | None = None
+    """Inception features (pictures, 2048) of the held-out pictures, where its weights are on disk."""
+    inception_base: NDArray[np.float32] | None = None
+    """The same of the base's images (prompts × seeds, 2048)."""
 
     @property
     def num_prompts(self) -> int:
@@ -73,7 +77,8 @@ def evaluate(images: NDArray[np.uint8], reference: Reference, scorer: "Scorer") 
     expected = reference.num_prompts * reference.num_seeds
     if len(images) != expected:
         raise ValueError(f"expected {expected} images (prompts × seeds), got {len(images)}")
-    return evaluate_features(scorer.embed_images(images), reference)
+    evaluation = evaluate_features(scorer.embed_images(images), reference)
+    return replace(evaluation, scores=evaluation.scores | _inception(images, reference))
 
 
 def evaluate_features(features: NDArray[np.float32], reference: Reference) -> Evaluation:
@@ -98,6 +103,28 @@ def _distances(features: NDArray[np.float32], reference: Reference) -> dict[str,
         scores["fid"] = _set_score("fid", _fid(features, reference), reference)
     if reference.base is not None:
         scores["drift"] = _drift(features, reference.base.features, reference)
+    return scores
+
+
+def _inception(images: NDArray[np.uint8], reference: Reference) -> dict[str, Score]:
+    """FID and drift through the Inception network; empty where its weights are not on disk."""
+    if reference.inception_real is None or reference.num_prompts < MIN_SET:
+        return {}
+    from bench.scoring.embed import inception_features
+
+    features, prompts = inception_features(images), reference.image_prompts
+    assert features is not None
+    others = {"fid_inception": (reference.inception_real, reference.picture_prompts)}
+    if reference.inception_base is not None:
+        others["drift_inception"] = (reference.inception_base, prompts)
+    scores = {}
+    for name, (other, groups) in others.items():
+        leave_outs = distance.frechet_leave_outs(features, other, prompts, groups, reference.num_prompts)
+        # Not torch-fidelity's: a matrix root of 2048 × 2048 takes seconds, the inner products do not.
+        x, y = features.astype(np.float64), other.astype(np.float64)
+        value = distance.frechet(x @ x.T, x @ y.T, y @ y.T)
+        score = _score(reference, value, jackknife_stderr(leave_outs))
+        scores[name] = replace(score, extractor="inception-v3")
     return scores
 
 

@@ -81,6 +81,22 @@ METRICS: dict[str, Metric] = {
             question="How far have the images moved from what the base model draws?",
             paired=False,
         ),
+        Metric(
+            name="fid_inception",
+            label="FID to real images",
+            direction="minimize",
+            unit="squared distance",
+            question="FID through the Inception network of the papers, where its weights are on disk.",
+            paired=False,
+        ),
+        Metric(
+            name="drift_inception",
+            label="Drift (FID to the base's images)",
+            direction="minimize",
+            unit="squared distance",
+            question="Drift through the Inception network, where its weights are on disk.",
+            paired=False,
+        ),
     )
 }
 

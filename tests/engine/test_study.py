@@ -17,8 +17,8 @@ from bench.run import Run, epoch_folder, image_files, read_evaluation, read_loss
 from bench.session import run_search
 from bench.study import Trainer
 from bench.yaml import read
-from trainers.lora import load_adapter
 from trainers.loop import Rung, train
+from trainers.lora import load_adapter
 
 SPACE: dict[str, Any] = {
     "name": "tiny",
