@@ -33,7 +33,7 @@ class Line(NamedTuple):
     title: str
     heights: list[float]
     strength: float
-    """0 for the worst score, 1 for the best."""
+    """Its rank: 0 for the worst score, 1 for the best; one failure must not make all others look alike."""
 
 
 class Parallel(NamedTuple):
@@ -47,7 +47,7 @@ def parallel(points: list[Point], metric: str) -> Parallel:
     axes = [axis for name in PARAMETERS if (axis := _axis(name, known))]
     values = [point.value(metric) for point in known]
     score = _numeric(METRICS[metric].label, values, log=False)
-    strengths = score.heights if sign(METRICS[metric]) > 0 else [1 - height for height in score.heights]
+    strengths = _ranks([sign(METRICS[metric]) * value for value in values])
     axes.append(score)
     lines = [
         Line(
@@ -99,6 +99,11 @@ def _axis(name: str, points: list[Point]) -> Axis | None:
     return _numeric(
         name, values, log=positive and (name == "learning_rate" or max(values) >= 8 * min(values))
     )
+
+
+def _ranks(values: list[float]) -> list[float]:
+    """Share of the other values that are lower."""
+    return [sum(other < value for other in values) / max(1, len(values) - 1) for value in values]
 
 
 def _categories(name: str, values: list[str]) -> Axis | None:

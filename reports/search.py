@@ -117,7 +117,7 @@ def _dev_columns(run: Run, points: list[Point]) -> list[Column]:
     found = best(known, run.space.select_by)
     shown = [("default config", "default", default)] if default else []
     if found and found.kind != "default":
-        shown.append((f"{trial_name(found.label)}, best so far", "winner", found))
+        shown.append((f"{trial_name(found.label)}: best yet", "winner", found))
     return [
         column(title, kind, [_point_folder(run, point)], run.space.select_by) for title, kind, point in shown
     ]
