@@ -11,10 +11,10 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from bench import yaml
-from bench.config import TrialConfig
+from bench.config import PRESETS, TrialConfig
 from bench.errors import UsageError
 from bench.yaml import Number, Spec
 
@@ -82,13 +82,34 @@ class IntRange(Spec):
         return self
 
 
+def _kind(value: Any) -> str:
+    """Which way of writing a parameter this is, so that an error speaks of that one alone."""
+    if isinstance(value, Spec):
+        return type(value).__name__
+    keys = value if isinstance(value, dict) else {}
+    return "AlphaRatio" if "ratio" in keys else "Choices" if "choices" in keys else "Range"
+
+
+def _int_kind(value: Any) -> str:
+    return value.__class__.__name__ if isinstance(value, Spec) else f"Int{_kind(value)}"
+
+
+AnyRange = Annotated[Range, Tag("Range")]
+AnyChoices = Annotated[Choices, Tag("Choices")]
+Numbers = Annotated[AnyRange | AnyChoices, Discriminator(_kind)]
+Integers = Annotated[
+    Annotated[IntChoices, Tag("IntChoices")] | Annotated[IntRange, Tag("IntRange")], Discriminator(_int_kind)
+]
+Alphas = Annotated[AnyRange | AnyChoices | Annotated[AlphaRatio, Tag("AlphaRatio")], Discriminator(_kind)]
+
+
 class Parameters(Spec):
     """What is searched; a parameter that is left out keeps the value of `default`."""
 
-    rank: IntChoices | IntRange | None = None
-    alpha: AlphaRatio | Range | Choices | None = None
-    learning_rate: Range | Choices | None = None
-    dropout: Range | Choices | None = None
+    rank: Integers | None = None
+    alpha: Alphas | None = None
+    learning_rate: Numbers | None = None
+    dropout: Numbers | None = None
     epochs: IntChoices | None = None
     target_modules: ModuleChoices | None = None
 
@@ -181,7 +202,7 @@ class SearchSpace(Spec):
         self._check_choices()
         values = self.parameters_of(self.default)
         for name, distribution in distributions.items():
-            if not distribution._contains(distribution.to_internal_repr(values[name])):
+            if not _contains(distribution, values[name]):
                 raise ValueError(f"default: {name}={values[name]!r} is not in the space ({distribution})")
         return self
 
@@ -237,12 +258,15 @@ def modules_to_text(modules: str | tuple[str, ...]) -> str:
 
 
 def modules_from_text(text: str) -> str | tuple[str, ...]:
-    """Inverse of `modules_to_text`: a preset has no comma and no dot, `to_q,` is a list of one."""
-    from typing import get_args
+    """Inverse of `modules_to_text`."""
+    return text if text in PRESETS else tuple(part for part in text.split(",") if part)
 
-    from bench.config import Preset
 
-    return text if text in get_args(Preset) else tuple(part for part in text.split(",") if part)
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except ValueError:
+        return False
 
 
 def _distribution(spec: Any) -> BaseDistribution:

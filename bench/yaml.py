@@ -1,7 +1,8 @@
 """YAML files from users, read safely into pydantic models with one-line errors."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -81,20 +82,31 @@ def _text(path: Path) -> str:
 def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"]]
-    where = ".".join(location) or "file"
+    # A part that starts with a capital names the model that a union was read as, not a key.
+    where = "".join(f"{part}." for part in location if not part[:1].isupper())
+    prefix = f"{where[:-1]}: " if where else ""
     if problem["type"] == "extra_forbidden":
-        known = ", ".join(_known_keys(model, location[:-1]))
-        return f"{where}: unknown key; known keys: {known}"
+        return f"{prefix}unknown key; known keys: {', '.join(_known_keys(model, location[:-1]))}"
     if problem["type"] == "missing":
-        return f"{where}: required key is missing"
+        return f"{prefix}required key is missing"
     if problem["type"] == "value_error":
-        return f"{where}: {problem['msg'].removeprefix('Value error, ')}"
-    return f"{where}: {problem['msg']}, got {problem['input']!r}"
+        return f"{prefix}{problem['msg'].removeprefix('Value error, ')}"
+    return f"{prefix}{problem['msg']}, got {problem['input']!r}"
 
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
     current: Any = model
     for part in path:
-        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
-        current = field.annotation if field else current
-    return list(getattr(current, "model_fields", model.model_fields))
+        if part[:1].isupper():
+            current = next(option for option in _models(current) if option.__name__ == part)
+        else:
+            current = current.model_fields[part].annotation
+    return list(next(_models(current)).model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models in a type such as `A | Annotated[B, …] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)

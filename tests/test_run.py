@@ -1,0 +1,60 @@
+"""The run folder: what is written is read back, and nothing is ever half there."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.errors import MissingError, UsageError
+from bench.run import Run, read_json, replacing, write_json, write_text
+
+
+def test_a_run_is_read_back_as_it_was_written(make_run: Callable[..., Run]) -> None:
+    run = make_run("mine")
+    again = Run.open(run.path)
+    assert again.metadata == run.metadata
+    assert again.space == run.space
+    assert again.result() == run.result()
+
+
+def test_a_file_that_fails_while_it_is_written_leaves_the_old_one(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "old")
+    with pytest.raises(RuntimeError), replacing(tmp_path / "file") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_json_is_strict(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"nan": float("nan"), "inf": [float("inf")], "one": 1.0})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"nan": None, "inf": [None], "one": 1.0}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\0"])
+def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UsageError, match=r"run\.json"):
+        read_json(tmp_path / "run.json")
+
+
+def test_a_folder_without_run_json_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="not a run folder"):
+        Run.open(tmp_path)
+
+
+def test_a_run_of_another_schema_is_refused(make_run: Callable[..., Run]) -> None:
+    file = make_run("mine").path / "run.json"
+    write_json(file, {**read_json(file), "schema_version": 99})
+    with pytest.raises(UsageError, match="schema version 99"):
+        Run.open(file.parent)
+
+
+def test_a_run_json_that_lacks_a_field_is_refused(make_run: Callable[..., Run]) -> None:
+    file = make_run("mine").path / "run.json"
+    data = read_json(file)
+    del data["seed"]
+    write_json(file, data)
+    with pytest.raises(UsageError, match="damaged"):
+        Run.open(file.parent)
