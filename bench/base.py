@@ -17,6 +17,9 @@ from bench.errors import MissingError, UsageError
 
 BUNDLED = {"emoji-xl": "builtin/emoji-xl"}
 CHUNK = 32
+"""Prompts, or small images, that are encoded or decoded at once."""
+CHUNK_PIXELS = 4 * 1024**2
+"""Pixels of the images that are encoded or decoded at once: larger images go in smaller chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,10 @@ class BaseModel:
         )
         self._pipe = pipe
 
+    @property
+    def _chunk(self) -> int:
+        return max(1, min(CHUNK, CHUNK_PIXELS // self.resolution**2))
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> TextEmbedding:
         """Conditioning of each prompt, as StableDiffusionXLPipeline computes it."""
@@ -97,8 +104,9 @@ class BaseModel:
     def encode_images(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of each image's latents; images are fitted to the resolution."""
         means, stds = [], []
-        for start in range(0, len(images), CHUNK):
-            pixels = np.stack([fit(image, self.resolution) for image in images[start : start + CHUNK]])
+        size = self._chunk
+        for start in range(0, len(images), size):
+            pixels = np.stack([fit(image, self.resolution) for image in images[start : start + size]])
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device, self.vae.dtype)
             posterior = self.vae.encode(batch / 127.5 - 1).latent_dist
             means.append(posterior.mean.float() * self.vae.config.scaling_factor)
@@ -109,7 +117,7 @@ class BaseModel:
     def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
         """Latents (n, …) -> images (n, height, width, 3). Non-finite pixels become black."""
         parts = []
-        for chunk in torch.split(latents, CHUNK):
+        for chunk in torch.split(latents, self._chunk):
             pixels = self.vae.decode((chunk / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
             pixels = ((pixels.float() + 1) * 127.5).nan_to_num(0).clamp(0, 255).round()
             parts.append(pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())

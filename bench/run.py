@@ -2,7 +2,7 @@
 
     run.json                       what was searched, on what, with which versions
     study.db                       Optuna's storage
-    real/{dev,test}/               the true pictures of the prompts
+    real/{dev,test}/               the true pictures of the prompts; features.safetensors of all held-out ones
     base/{dev,test}/               an Evaluation of the base model
     trials/0007/                   one trial of the search: trial.json, config.yaml, losses.csv,
         epoch-04/                  and an Evaluation with its adapter at every rung
@@ -299,6 +299,16 @@ def read_evaluation(folder: Path) -> Evaluation:
         per_prompt=data["per_prompt"],
         features=load_file(folder / "features.safetensors")["features"],
     )
+
+
+def write_real_features(
+    run: Run, split: Split, features: NDArray[np.float32], prompts: NDArray[np.intp]
+) -> None:
+    """Features (pictures, dim) of all held-out pictures, and the number of the prompt each belongs to."""
+    from safetensors.numpy import save_file
+
+    with replacing(run.path / "real" / split / "features.safetensors") as temporary:
+        save_file({"features": features, "prompts": prompts.astype(np.int64)}, temporary)
 
 
 def write_images(folder: Path, images: NDArray[np.uint8]) -> None:

@@ -12,7 +12,16 @@ from bench.base import BaseModel, TextEmbedding, fit
 from bench.dataset import Dataset
 from bench.errors import TrialError
 from bench.prompts import Prompt
-from bench.run import Evaluation, Run, Split, has_evaluation, image_files, read_evaluation, write_evaluation
+from bench.run import (
+    Evaluation,
+    Run,
+    Split,
+    has_evaluation,
+    image_files,
+    read_evaluation,
+    write_evaluation,
+    write_real_features,
+)
 from bench.scoring.embed import Scorer, inception_features
 from bench.scoring.generate import generate
 from bench.scoring.measure import Reference, check_images, evaluate
@@ -86,6 +95,7 @@ def prepare(
         reference=reference,
         base_images=None,
     )
+    write_real_features(run, split, real, reference.picture_prompts)
     images, evaluation = _base_evaluation(run, split, exam)
     reference = replace(reference, base=evaluation, inception_base=inception_features(images))
     return replace(exam, base_images=images, reference=reference)

@@ -12,6 +12,8 @@ from bench.space import Sampler
 
 MAX_BATCH = 64
 """Samples in one forward of the UNet, guidance included."""
+MAX_PIXELS = 16 * 1024**2
+"""Pixels of the images in one forward: larger images go in smaller batches."""
 
 
 @torch.no_grad()
@@ -31,7 +33,7 @@ def generate(
     classifier-free guidance in the same forward. Returns (num_slots, n, height, width, 3).
     """
     noise = torch.stack([_noise(base, seed) for seed in seeds])
-    size = max(1, MAX_BATCH // (2 * num_slots))
+    size = max(1, min(MAX_BATCH, MAX_PIXELS // base.resolution**2) // (2 * num_slots))
     starts = range(0, len(seeds), size)
     parts = []
     for number, start in enumerate(starts):
