@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bench.base import BaseModel, TrainingData
 from bench.config import TrialConfig
-from bench.scoring.generate import generate
+from bench.scoring.generate import MAX_BATCH, generate
 from bench.space import Sampler
 from trainers.loop import train
 from trainers.lora import save_adapter
@@ -73,5 +73,5 @@ def test_a_saved_adapter_draws_the_same_in_diffusers(
 
 def test_an_image_does_not_depend_on_the_others(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     together = drawn(base)[0]
-    monkeypatch.setattr("bench.scoring.generate.MAX_BATCH", 2)
+    monkeypatch.setitem(MAX_BATCH, "cpu", 2)
     assert_same(drawn(base)[0], together)
