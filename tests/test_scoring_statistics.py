@@ -79,3 +79,8 @@ def test_holm_matches_the_definition() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_differences_that_are_equal_but_for_rounding_have_a_narrow_interval() -> None:
+    test = paired_test(0.1 + np.array([0, 1e-17, -1e-17, 3e-17, 0, 0]))
+    assert test.low == pytest.approx(0.1) and test.high == pytest.approx(0.1)

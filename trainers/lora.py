@@ -34,9 +34,15 @@ class SlotModule(nn.Module):
         self.A: torch.Tensor
         self.B: torch.Tensor
         self.scale: torch.Tensor
+        self.ranks: tuple[int, ...] = ()
+        """Rank of each slot here; 0 for a slot that does not target this module."""
         self.dropout: tuple[float, ...] = ()
+        self.kept: torch.Tensor
+        """1 − dropout, shape (K, 1, 1)."""
         self.generators: Sequence[torch.Generator] = ()
         self.enabled = False
+        self.merged: torch.Tensor | None = None
+        """Weights with each slot's update added, (K, out, in, …), while images are drawn on a CPU."""
 
     @property
     def in_features(self) -> int:
@@ -50,44 +56,71 @@ class SlotModule(nn.Module):
         assert isinstance(weight, torch.Tensor)
         return len(weight)
 
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the updates to copies of the frozen weights: one product a slot instead of three."""
+        weight = self.frozen.weight
+        assert isinstance(weight, torch.Tensor)
+        update = torch.bmm(self.B * self.scale, self.A)
+        self.merged = weight + update.view(len(update), *weight.shape)
+
     def forward(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
+        if self.merged is not None:
+            return self._merged_output(x, self.merged)
         output: torch.Tensor = self.frozen(x, *args)
         if not self.enabled:
             return output
         x = self._drop(x) if self.training else x
-        update = self._convolution(x) if isinstance(self.frozen, nn.Conv2d) else self._linear(x)
-        return output + update.view(output.shape)
+        if isinstance(self.frozen, nn.Conv2d):
+            return self._convolution(x, output)
+        return output + self._linear(x).view(output.shape)
+
+    def _merged_output(self, x: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
+        frozen, parts = self.frozen, x.chunk(len(merged))
+        if isinstance(frozen, nn.Conv2d):
+            outputs = [
+                F.conv2d(part, weight, frozen.bias, frozen.stride, frozen.padding, frozen.dilation)
+                for part, weight in zip(parts, merged, strict=True)
+            ]
+        else:
+            assert isinstance(frozen, nn.Linear)
+            outputs = [F.linear(p, weight, frozen.bias) for p, weight in zip(parts, merged, strict=True)]
+        return torch.cat(outputs)
 
     def _linear(self, x: torch.Tensor) -> torch.Tensor:
         slots = len(self.A)
-        A, B = self.A.to(x.dtype), (self.B * self.scale).to(x.dtype)
+        A, B = self.A.to(x.dtype), self._B().to(x.dtype)
         hidden = torch.bmm(x.reshape(slots, -1, x.shape[-1]), A.transpose(1, 2))
         return torch.bmm(hidden, B.transpose(1, 2))
 
-    def _convolution(self, x: torch.Tensor) -> torch.Tensor:
+    def _convolution(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Slot by slot at its own rank: a convolution that few slots adapt costs only those."""
         frozen = self.frozen
         assert isinstance(frozen, nn.Conv2d)
-        slots, rank = self.A.shape[:2]
-        A, B = self.A.to(x.dtype), (self.B * self.scale).to(x.dtype)
-        kernels = A.view(slots, rank, *frozen.weight.shape[1:])
-        hidden = [
-            F.conv2d(part, kernel, None, frozen.stride, frozen.padding, frozen.dilation)
-            for part, kernel in zip(x.chunk(slots), kernels, strict=True)
-        ]
-        updates = [F.conv2d(part, b[..., None, None]) for part, b in zip(hidden, B, strict=True)]
-        return torch.cat(updates)
+        slots = len(self.A)
+        A, B = self.A.to(x.dtype), self._B().to(x.dtype)
+        outputs = list(output.chunk(slots))
+        for slot, part in enumerate(x.chunk(slots)):
+            if rank := self.ranks[slot]:
+                kernel = A[slot, :rank].view(rank, *frozen.weight.shape[1:])
+                hidden = F.conv2d(part, kernel, None, frozen.stride, frozen.padding, frozen.dilation)
+                outputs[slot] = outputs[slot] + F.conv2d(hidden, B[slot, :, :rank, None, None])
+        return torch.cat(outputs)
+
+    def _B(self) -> torch.Tensor:
+        """B with each slot's alpha / rank, and in training with what its dropout leaves out."""
+        return self.B * (self.scale / self.kept if self.training else self.scale)
 
     def _drop(self, x: torch.Tensor) -> torch.Tensor:
         """Dropout with each slot's own rate and random stream: neighbours never change a slot's masks."""
         if not any(self.dropout):
             return x
-        masks = []
-        for part, rate, generator in zip(
-            x.chunk(len(self.dropout)), self.dropout, self.generators, strict=True
-        ):
-            mask = torch.ones_like(part)
-            masks.append(mask.bernoulli_(1 - rate, generator=generator).div_(1 - rate) if rate else mask)
-        return x * torch.cat(masks)
+        mask = torch.ones_like(x)
+        parts = mask.chunk(len(self.dropout))
+        for part, rate, generator in zip(parts, self.dropout, self.generators, strict=True):
+            if rate:
+                part.bernoulli_(1 - rate, generator=generator)
+        return x * mask
 
 
 class Slots:
@@ -163,11 +196,16 @@ class Slots:
         for module in self.modules.values():
             module.train()
             module.generators = generators
+            module.merged = None
 
     def eval(self) -> None:
-        """Dropout off."""
+        """Dropout off; on a CPU in float32 the adapters are merged, which is faster and as exact."""
+        parameter = next(self.unet.parameters())
+        exact = parameter.device.type == "cpu" and parameter.dtype == torch.float32
         for module in self.modules.values():
             module.eval()
+            if exact and module.enabled:
+                module.merge()
 
     def _empty(self, num_slots: int, device: torch.device) -> torch.Tensor:
         sizes = (self.rank * (module.in_features + module.out_features) for module in self.modules.values())
@@ -185,12 +223,14 @@ class Slots:
             end = middle + rank * module.out_features
             module.A = self._view(start, middle, (rank, module.in_features))
             module.B = self._view(middle, end, (module.out_features, rank))
-            scales = [c.scale * (name in t) for c, t in zip(self.configs, self._targets, strict=True)]
-            module.scale = torch.tensor(scales, device=weights.device).view(-1, 1, 1)
-            # Only a slot that targets the module draws from its stream: alone, it would meet no other module.
-            rates = [c.dropout * (name in t) for c, t in zip(self.configs, self._targets, strict=True)]
-            module.dropout = tuple(rates)
-            module.enabled = any(scales)
+            # A slot draws from its stream in its own modules only: alone, it would meet no others.
+            here = [(c, name in targets) for c, targets in zip(self.configs, self._targets, strict=True)]
+            module.ranks = tuple(c.rank * targeted for c, targeted in here)
+            module.dropout = tuple(c.dropout * targeted for c, targeted in here)
+            module.scale = self._column([c.scale * targeted for c, targeted in here])
+            module.kept = self._column([1 - rate for rate in module.dropout])
+            module.enabled = any(module.ranks)
+            module.merged = None
             self.parameters += [module.A, module.B]
             start = end
 
@@ -198,6 +238,9 @@ class Slots:
         """d loss / d weights, (K, P)."""
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
         return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+
+    def _column(self, values: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(values, device=self.weights.device).view(-1, 1, 1)
 
     def _view(self, start: int, end: int, shape: tuple[int, int]) -> torch.Tensor:
         return self.weights[:, start:end].view(len(self.weights), *shape).requires_grad_()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bench.base import BaseModel, TextEmbedding, concatenate
 from bench.space import Sampler
 
-MAX_BATCH = {"cpu": 64, "mps": 64, "cuda": 512}
+MAX_BATCH = {"cpu": 128, "mps": 128, "cuda": 512}
 """Samples in one forward of the UNet, guidance included, by kind of device."""
 MAX_PIXELS = 16 * 1024**2
 """Pixels of the images in one forward: larger images go in smaller batches."""

@@ -94,7 +94,7 @@ def _sign_flip(values: NDArray[np.float64]) -> float:
 
 
 def _interval(values: NDArray[np.float64], mean: float, stderr: float) -> tuple[float, float]:
-    if np.ptp(values) > 0:
+    if np.ptp(values) > TIES * np.abs(values).max():
         with warnings.catch_warnings():
             # Raised when nearly all differences are equal; the interval is then not a number.
             warnings.simplefilter("ignore", DegenerateDataWarning)

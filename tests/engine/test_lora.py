@@ -11,7 +11,7 @@ from bench.base import BaseModel, TrainingData
 from bench.config import TrialConfig
 from bench.errors import UsageError
 from trainers.loop import DenoisingLoss, _batch, train
-from trainers.lora import Adapter, Slots, initial_adapter, load_adapter, save_adapter
+from trainers.lora import Adapter, SlotModule, Slots, initial_adapter, load_adapter, save_adapter
 
 CONFIGS = [
     TrialConfig(rank=4, alpha=8, learning_rate=1e-3, epochs=4, target_modules="attention", seed=1),
@@ -121,6 +121,19 @@ def test_the_base_is_left_as_it_was(base: BaseModel, data: TrainingData) -> None
     before = {name: type(module) for name, module in base.unet.named_modules()}
     list(train(base, data, CONFIGS[:1], [4]))
     assert {name: type(module) for name, module in base.unet.named_modules()} == before
+
+
+def test_merging_for_drawing_changes_no_output(base: BaseModel, data: TrainingData) -> None:
+    for _ in train(base, data, CONFIGS[:2], [4]):
+        latents = data.mean[:2].repeat(2, 1, 1, 1)
+        arguments = (latents, torch.full((4,), 500), data.text[[0, 1, 0, 1]])
+        with torch.no_grad():
+            merged = base.predict(*arguments)
+            modules = [m for m in base.unet.modules() if isinstance(m, SlotModule)]
+            assert any(module.merged is not None for module in modules)
+            for module in modules:
+                module.merged = None
+            assert torch.allclose(base.predict(*arguments), merged, atol=1e-5)
 
 
 def test_a_saved_adapter_is_read_back(tmp_path: Path, base: BaseModel, data: TrainingData) -> None:
