@@ -93,6 +93,11 @@ class BaseModel:
             parts.append(TextEmbedding(hidden, pooled))
         return concatenate(parts)
 
+    def count_cut(self, prompts: Sequence[str]) -> int:
+        """How many prompts have more tokens than the text encoders read: what exceeds them is cut off."""
+        tokenizer = self._pipe.tokenizer_2
+        return sum(len(tokenizer(prompt).input_ids) > tokenizer.model_max_length for prompt in prompts)
+
     def encode_empty(self) -> TextEmbedding:
         """Conditioning of the empty prompt (n = 1): zeros if the pipeline was trained so."""
         empty = self.encode_prompts([""])
@@ -163,8 +168,9 @@ def load_base(
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()  # captions that are too long are counted and said once instead
     folder = _folder(name, revision)
     _check_family(folder, name)
     try:

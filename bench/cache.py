@@ -30,12 +30,14 @@ def cached(
 
     file = cache_folder() / f"{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()}.safetensors"
     try:
-        return load_file(file, device=str(device))
+        # A clone lies where the allocator puts it: products of tensors aligned otherwise round otherwise.
+        return {name: tensor.clone() for name, tensor in load_file(file, device=str(device)).items()}
     except (OSError, SafetensorError):
-        tensors = compute()
+        # Contiguous as those that are read back: convolutions on another layout round otherwise.
+        tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
     try:
         with replacing(file) as temporary:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+            save_file({name: tensor.cpu() for name, tensor in tensors.items()}, temporary)
     except (OSError, SafetensorError):
         pass
     return tensors

@@ -75,6 +75,9 @@ def run_search(
     scorer = load_scorer(space.scorer, device)
     prompts = {split: _prompts(space, dataset, split) for split in SPLITS}
     metadata = _metadata(path.name, space, seed, base, dataset, scorer, prompts, device)
+    captions = [example.caption for example in (*dataset.train, *dataset.dev, *dataset.test)]
+    if cut := base.count_cut(captions):
+        console.print(f"Note: {cut} of {len(captions)} captions are longer than the base reads, and are cut.")
     with _locked(path):
         run = _open_or_create(path, metadata, dataset, prompts, base.resolution)
         console.print(
