@@ -106,13 +106,11 @@ class BaseModel:
         return empty
 
     @torch.no_grad()
-    def encode_images(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of each image's latents; images are fitted to the resolution."""
+    def encode_images(self, images: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of the latents of images (n, resolution, resolution, 3)."""
         means, stds = [], []
-        size = self._chunk
-        for start in range(0, len(images), size):
-            pixels = np.stack([fit(image, self.resolution) for image in images[start : start + size]])
-            batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device, self.vae.dtype)
+        for chunk in torch.split(torch.from_numpy(images), self._chunk):
+            batch = chunk.permute(0, 3, 1, 2).to(self.device, self.vae.dtype)
             posterior = self.vae.encode(batch / 127.5 - 1).latent_dist
             means.append(posterior.mean.float() * self.vae.config.scaling_factor)
             stds.append(posterior.std.float() * self.vae.config.scaling_factor)
@@ -183,6 +181,12 @@ def load_base(
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{name}: cannot be loaded as a pipeline: {' '.join(str(error).split())}") from None
+    schedule = pipe.scheduler.config
+    prediction = schedule.get("prediction_type", "epsilon")
+    if prediction not in {"epsilon", "v_prediction"} or schedule.num_train_timesteps != 1000:
+        raise UsageError(
+            f"{name}: predicts {prediction}; supported are epsilon and v_prediction over 1000 steps"
+        )
     return BaseModel(pipe.to(device), name, _fingerprint(folder), resolution)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.errors import BenchError, MissingError
+from bench.errors import BenchError, MissingError, StudyError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,8 +49,11 @@ def search(
     try:
         run = run_search(space, overrides, name, RUNS, seed, train, console)
     except KeyboardInterrupt:
-        console.print("Stopped. What is finished is kept: run the same command to go on.")
+        console.print("Stopped. Finished trials are kept: run the same command to go on.")
         raise typer.Exit(INTERRUPTED) from None
+    except StudyError as error:
+        _report(_open(str(error.run)), console)
+        raise
     _report(run, console)
 
 
@@ -83,7 +86,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
-    except BenchError as error:
+    except (BenchError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

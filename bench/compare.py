@@ -142,9 +142,7 @@ def check_comparable(run_a: Run, run_b: Run) -> None:
 def _conditions(run: Run) -> dict[str, Any]:
     metadata, space = run.metadata, run.space
     return {
-        "base": metadata.base,
         "base_fingerprint": metadata.base_fingerprint,
-        "data": metadata.data,
         "data_fingerprint": metadata.data_fingerprint,
         "scorer_fingerprint": metadata.scorer_fingerprint,
         "prompts_fingerprint": metadata.prompts_fingerprint,

@@ -86,10 +86,15 @@ class TrainingConfig(TrialConfig):
 
     model_name: str
     dataset_name: str
+    revision: str | None = None
+    resolution: int | None = None
+    dtype: str | None = None
+    trigger: str | None = None
 
     def guide_yaml(self) -> str:
         """As YAML under the training guide's names, target modules listed in full."""
-        data = self.model_dump(mode="json") | {"target_modules": list(self.module_endings)}
+        data = self.model_dump(mode="json", exclude_none=True)
+        data["target_modules"] = list(self.module_endings)
         first = ("model_name", "dataset_name")
         ordered = {name: data[name] for name in first} | {k: v for k, v in data.items() if k not in first}
         renamed = {GUIDE_NAMES.get(name, name): value for name, value in ordered.items()}

@@ -4,8 +4,11 @@ BenchError              shown as one line, exit code 2
 ├── UsageError          a file, key, flag or value from the user is wrong; nothing was written
 ├── MissingError        something is not on this machine; the message says how to get it
 ├── MismatchError       two things that must agree do not (runs to compare, a run to resume)
-└── TrialError          one trial cannot be scored; recorded with its reason, the study goes on
+├── TrialError          one trial cannot be scored; recorded with its reason, the study goes on
+└── StudyError          every trial failed, so that there is nothing to confirm
 """
+
+from pathlib import Path
 
 
 class BenchError(Exception):
@@ -26,3 +29,11 @@ class MismatchError(BenchError):
 
 class TrialError(BenchError):
     """A trial whose result must not be scored."""
+
+
+class StudyError(BenchError):
+    """A search that has nothing to confirm; its failures are in the run folder."""
+
+    def __init__(self, message: str, run: Path) -> None:
+        super().__init__(message)
+        self.run = run

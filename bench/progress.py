@@ -16,12 +16,17 @@ class Pace:
     def __init__(self) -> None:
         self.done = 0.0
         self.all = 0.0
-        self._started = time.monotonic()
+        self._started: float | None = None
+
+    def plan(self, units: float) -> None:
+        """How much work there is in all; the clock starts with the first plan."""
+        self.all = units
+        self._started = self._started or time.monotonic()
 
     @property
     def time_left(self) -> str:
-        if self.done <= 0:
-            return "time left unknown yet"
+        if self.done <= 0 or self._started is None:
+            return "time left not known yet"
         elapsed = time.monotonic() - self._started
         return f"about {_minutes(elapsed / self.done * max(0.0, self.all - self.done))} left"
 
@@ -35,7 +40,7 @@ class PlainProgress:
         self._started = time.monotonic()
 
     def total(self, units: float) -> None:
-        self._pace.all = units
+        self._pace.plan(units)
 
     def advance(self, units: float) -> None:
         self._pace.done += units
@@ -46,6 +51,7 @@ class PlainProgress:
     def slots(self, rows: Sequence[str]) -> None:
         for row in rows:
             self.line(f"training {row}")
+        self.line(self._pace.time_left)
 
     def best(self, text: str) -> None:
         self.line(f"best so far: {text} ({self._pace.time_left})")
@@ -76,7 +82,7 @@ class LiveProgress:
         self.live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
 
     def total(self, units: float) -> None:
-        self._pace.all = units
+        self._pace.plan(units)
         self._bar.update(self._task, total=units)
 
     def advance(self, units: float) -> None:

@@ -167,14 +167,12 @@ class Run:
                 f"{file}: schema version {data.get('schema_version')!r}, "
                 f"this version of bench reads {SCHEMA_VERSION}"
             )
-        try:
+        with _reading(file):
             prompts = {
                 split: [PromptRecord(**{**record, "seeds": tuple(record["seeds"])}) for record in records]
                 for split, records in data.pop("prompts").items()
             }
             return cls(path, Metadata(**data, prompts=prompts))
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise UsageError(f"{file}: damaged: {error}") from None
 
     # Reading
 
@@ -201,9 +199,10 @@ class Run:
         if not file.exists():
             return None
         data = read_json(file)
-        candidates = tuple(_candidate(candidate) for candidate in data.pop("candidates"))
-        gains = {name: (gain, stderr) for name, (gain, stderr) in data.pop("gain_over_default").items()}
-        return Result(**data, candidates=candidates, gain_over_default=gains)
+        with _reading(file):
+            candidates = tuple(_candidate(candidate) for candidate in data.pop("candidates"))
+            gains = {name: (gain, stderr) for name, (gain, stderr) in data.pop("gain_over_default").items()}
+            return Result(**data, candidates=candidates, gain_over_default=gains)
 
     # Writing
 
@@ -239,16 +238,17 @@ def read_trial(folder: Path) -> TrialRecord:
     """The record of one trial folder."""
     data = read_json(folder / "trial.json")
     scored = (path.parent.name.removeprefix("epoch-") for path in folder.glob("epoch-*/scores.json"))
-    return TrialRecord(
-        label=folder.name,
-        path=folder,
-        state=data["state"],
-        config=yaml.read(folder / "config.yaml", TrialConfig),
-        origin=data["origin"],
-        reason=data.get("reason"),
-        seconds=data.get("seconds"),
-        epochs=tuple(sorted(int(epoch) for epoch in scored)),
-    )
+    with _reading(folder / "trial.json"):
+        return TrialRecord(
+            label=folder.name,
+            path=folder,
+            state=data["state"],
+            config=yaml.read(folder / "config.yaml", TrialConfig),
+            origin=data["origin"],
+            reason=data.get("reason"),
+            seconds=data.get("seconds"),
+            epochs=tuple(sorted(int(epoch) for epoch in scored if epoch.isdigit())),
+        )
 
 
 def epoch_folder(trial_folder: Path, epoch: int) -> Path:
@@ -266,7 +266,8 @@ def read_losses(folder: Path) -> "pd.DataFrame":
     import pandas as pd
 
     file = folder / "losses.csv"
-    return pd.read_csv(file) if file.exists() else pd.DataFrame({"step": [], "loss": []})
+    with _reading(file):
+        return pd.read_csv(file) if file.exists() else pd.DataFrame({"step": [], "loss": []})
 
 
 # One evaluation's folder
@@ -294,11 +295,12 @@ def read_evaluation(folder: Path) -> Evaluation:
     if not has_evaluation(folder):
         raise MissingError(f"{folder}: not scored (no scores.json in it)")
     data = read_json(folder / "scores.json")
-    return Evaluation(
-        scores={name: Score(**score) for name, score in data["scores"].items()},
-        per_prompt=data["per_prompt"],
-        features=load_file(folder / "features.safetensors")["features"],
-    )
+    with _reading(folder):
+        return Evaluation(
+            scores={name: Score(**score) for name, score in data["scores"].items()},
+            per_prompt=data["per_prompt"],
+            features=load_file(folder / "features.safetensors")["features"],
+        )
 
 
 def write_real_features(
@@ -341,6 +343,18 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What goes wrong while a file of a run is read is one UsageError that names it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, SafetensorError) as error:
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise UsageError(f"{path}: damaged: {reason}; delete that folder to have it made again") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """One `bench search`: everything it needs is loaded and checked, then the study runs on its folder."""
 
+import dataclasses
 import datetime
 import importlib.metadata
 import platform
@@ -32,6 +33,8 @@ from bench.prompts import Prompt, fingerprint, held_out_prompts
 from bench.run import NAME, Metadata, PromptRecord, Run, Split, write_images
 from bench.scoring.embed import Scorer, load_scorer
 from bench.scoring.exam import prepare
+from bench.scoring.measure import MIN_SET
+from bench.scoring.metrics import METRICS
 from bench.space import ModuleChoices, SearchSpace, load_space, modules_to_text
 from bench.study import Study, Trainer
 
@@ -119,7 +122,8 @@ def encode(base: BaseModel, dataset: Dataset) -> TrainingData:
     digests = [example.digest for example in dataset.train]
 
     def compute() -> dict[str, torch.Tensor]:
-        mean, std = base.encode_images([example.image() for example in dataset.train])
+        pixels = np.stack([fit(example.image(), base.resolution) for example in dataset.train])
+        mean, std = base.encode_images(pixels)
         text, empty = base.encode_prompts(captions), base.encode_empty()
         return {
             "mean": mean,
@@ -171,7 +175,15 @@ def _check_targets(base: BaseModel, space: SearchSpace) -> None:
 
 def _prompts(space: SearchSpace, dataset: Dataset, split: Split) -> list[Prompt]:
     count = space.prompts.dev if split == "dev" else space.prompts.test
-    return held_out_prompts(dataset, split, count, space.prompts.seeds)
+    prompts = held_out_prompts(dataset, split, count, space.prompts.seeds)
+    needed = {name: MIN_SET for name in space.objectives if not METRICS[name].paired}
+    for name, number in ({"a standard error": 2} | needed).items():
+        if len(prompts) < number:
+            raise UsageError(
+                f"{dataset.name}: {name} needs {number} different captions among the {split} images, "
+                f"got {len(prompts)}; give more images, or captions that tell them apart"
+            )
+    return prompts
 
 
 @contextmanager
@@ -199,7 +211,10 @@ def _open_or_create(
     if (path / "run.json").exists():
         run = Run.open(path)
         _check_same(run, metadata)
-        return run
+        # Only how long it lasts may have changed.
+        return Run.create(path, dataclasses.replace(run.metadata, space=metadata.space))
+    if any((path / name).exists() for name in ("study.db", "trials", "confirm")):
+        raise MismatchError(f"{path}: holds trials but no run.json; give another --name")
     for split in SPLITS:
         pictures = [fit(prompt.example.image(), resolution) for prompt in prompts[split] if prompt.example]
         write_images(path / "real" / split, np.stack(pictures))
@@ -209,9 +224,8 @@ def _open_or_create(
 def _check_same(run: Run, metadata: Metadata) -> None:
     """To go on, a search must be the one that was begun; only how long it lasts may change."""
     mine, theirs = metadata.space, run.metadata.space
-    changed = [
-        f"space.{key}" for key in mine if key not in {"trials", "budget"} and mine[key] != theirs.get(key)
-    ]
+    free = {"trials", "budget", "slots", "name"} | {"base", "data", "scorer"}  # the last three by fingerprint
+    changed = [f"space.{key}" for key in mine if key not in free and mine[key] != theirs.get(key)]
     fields = ("seed", "base_fingerprint", "data_fingerprint", "scorer_fingerprint", "prompts_fingerprint")
     changed += [name for name in fields if getattr(metadata, name) != getattr(run.metadata, name)]
     if changed:

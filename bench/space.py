@@ -1,5 +1,6 @@
 """SearchSpace: a YAML file -> Optuna distributions, objectives, rungs and budget."""
 
+import math
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -186,7 +187,7 @@ class SearchSpace(Spec):
     confirm: Confirm = Confirm()
     trials: int = Field(16, ge=1)
     budget: Duration | None = None
-    """Seconds after which no new trial starts."""
+    """Seconds for the whole search; no pack of trials starts that would not end in time, but the first."""
     slots: int = Field(8, ge=1, le=256)
     """Trials trained side by side."""
 
@@ -246,7 +247,9 @@ class SearchSpace(Spec):
         """The point of the space that gives `config`: the inverse of `config_of`."""
         point = {name: getattr(config, name) for name in self.distributions}
         if "alpha" in point and isinstance(self.parameters.alpha, AlphaRatio):
-            point["alpha"] = config.scale
+            # Division may miss a listed ratio by a rounding.
+            listed = [r for r in self.parameters.alpha.ratio if math.isclose(r, config.scale)]
+            point["alpha"] = listed[0] if listed else config.scale
         if "target_modules" in point:
             point["target_modules"] = modules_to_text(config.target_modules)
         return point

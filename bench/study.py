@@ -1,5 +1,6 @@
 """The search: ask -> train -> score -> record -> tell, then confirm the best on seeds and prompts unseen."""
 
+import hashlib
 import math
 import shutil
 import time
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Protocol
 
 import optuna
+import torch
 from optuna.trial import TrialState, create_trial
+from safetensors import SafetensorError
 
 from bench import run as runs
 from bench.base import BaseModel, TrainingData
 from bench.config import TrainingConfig, TrialConfig
-from bench.errors import BenchError, TrialError
+from bench.errors import BenchError, StudyError, TrialError
 from bench.pareto import Point, finalists
 from bench.run import Candidate, Evaluation, Result, Run, TrialRecord
 from bench.scoring.exam import Exam
@@ -111,6 +114,10 @@ class Study:
         self.optuna = open_study(self.run)
         self._before: float = self.optuna.user_attrs.get("seconds", 0.0)
         self._started = time.monotonic()
+        for record in self.run.trials():
+            for epoch in record.epochs if record.state == "complete" else ():
+                evaluation = runs.read_evaluation(runs.epoch_folder(record.path, epoch))
+                self._best = max(self._best, self._goodness(evaluation))
 
     @property
     def seconds(self) -> float:
@@ -118,7 +125,10 @@ class Study:
         return self._before + time.monotonic() - self._started
 
     def search(self, num_trials: int, budget: float | None) -> Result:
-        """Run trials until there are `num_trials`, or only confirming still fits in `budget` seconds."""
+        """Run trials until there are `num_trials`, or no further pack fits in `budget` seconds; confirm.
+
+        At least one pack is trained, however small the budget: there must be something to confirm.
+        """
         reconcile(self.optuna, self.run)
         while (remaining := num_trials - len(self.run.trials())) > 0 and not self._spent(budget):
             self.progress.total(self._done + remaining * self._typical(self.dev) + self._confirm_units())
@@ -128,9 +138,11 @@ class Study:
     # The search
 
     def _ask(self, num_trials: int) -> list[Job]:
-        seed = self.run.metadata.seed + len(self.optuna.get_trials(deepcopy=False))
         # A sampler that starts again from its first seed would repeat its first points.
-        self.optuna.sampler = optuna.samplers.TPESampler(seed=seed)
+        told = len(self.optuna.get_trials(deepcopy=False))
+        seed = int.from_bytes(hashlib.sha256(f"{self.run.metadata.seed}/{told}".encode()).digest()[:4], "big")
+        # Random until the first pack is told: its earlier rungs count as trials too.
+        self.optuna.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.space.slots)
         jobs = []
         for number in islice(free_numbers(self.run), num_trials):
             trial = self.optuna.ask(fixed_distributions=self.space.distributions)
@@ -144,30 +156,50 @@ class Study:
     def _spent(self, budget: float | None) -> bool:
         if budget is None:
             return False
-        pace = self.seconds / self._done if self._done else 0.0
-        return self.seconds + pace * self._confirm_units() >= budget
+        if not self._done:
+            return self._before >= budget
+        pace = (time.monotonic() - self._started) / self._done
+        to_do = self.space.slots * self._typical(self.dev) + self._confirm_units()
+        return self.seconds + pace * to_do >= budget
 
     # Training and scoring
 
     def _train(self, jobs: Sequence[Job], exam: Exam, rungs: Sequence[int]) -> None:
-        """Train jobs as one pack, score them at every rung, and record each one's end."""
+        """Train jobs side by side and record how each one ends; where memory runs out, half of them."""
         for job in jobs:
             runs.start_trial(job.folder, job.config, job.origin)
-        started = time.monotonic()
+        started, too_many = time.monotonic(), False
         self.progress.slots([f"{job.folder.name}  {describe(job.config)}" for job in jobs])
+        try:
+            self._train_pack(jobs, exam, rungs, started)
+        except (OSError, SafetensorError) as error:
+            # The machine's fault, not the trial's: its trials stay `running` and start again next time.
+            raise BenchError(
+                f"{_one_line(error)}; finished trials are kept: run it again when mended"
+            ) from None
+        except Exception as error:  # the trial boundary: a pack that breaks must not end the study
+            too_many = isinstance(error, torch.OutOfMemoryError) and len(jobs) > 1
+            for job in () if too_many else jobs:
+                self._end(job, started, f"{type(error).__name__}: {_one_line(error)}")
+        self.optuna.set_user_attr("seconds", self.seconds)
+        if too_many:
+            self.progress.line(
+                f"out of memory with {len(jobs)} trials side by side: going on with half of them"
+            )
+            left = [job for job in jobs if not job.ended]
+            for half in (left[: len(jobs) // 2], left[len(jobs) // 2 :]):
+                self._train(half, exam, rungs)
+
+    def _train_pack(self, jobs: Sequence[Job], exam: Exam, rungs: Sequence[int], started: float) -> None:
+        if not jobs:
+            return
 
         def on_step(step: int, total: int) -> None:
-            self.progress.advance(self._count(self._training(jobs, rungs) / total))
+            self.progress.advance(self._count(self._training(jobs) / total))
             self.progress.status(f"training {len(jobs)} side by side: step {step} of {total}")
 
-        try:
-            for rung in self.trainer(self.base, self.data, [job.config for job in jobs], rungs, on_step):
-                self._score(rung, jobs, exam, started)
-        except Exception as error:  # the trial boundary: a pack that breaks must not end the study
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            for job in jobs:
-                self._end(job, started, reason)
-        self.optuna.set_user_attr("seconds", self.seconds)
+        for rung in self.trainer(self.base, self.data, [job.config for job in jobs], rungs, on_step):
+            self._score(rung, jobs, exam, started)
 
     def _score(self, rung: Rung, jobs: Sequence[Job], exam: Exam, started: float) -> None:
         for index, job in enumerate(jobs):
@@ -214,13 +246,18 @@ class Study:
     def _scored(self, name: str, evaluation: Evaluation, in_search: bool) -> None:
         """Say a score, and whether it is the best of the search."""
         metric, score = METRICS[self.space.select_by], evaluation.scores[self.space.select_by]
+        goodness = self._goodness(evaluation)
         gain = "" if score.gain is None else f" ({score.gain:+.3f} over the base)"
         text = f"{name}: {metric.label.lower()} {score.value:.3f} ± {score.stderr:.3f}{gain}"
         self.progress.line(text)
-        sign = 1 if metric.direction == "maximize" else -1
-        if in_search and sign * score.value > self._best:
-            self._best = sign * score.value
+        if in_search and goodness > self._best:
+            self._best = goodness
             self.progress.best(text)
+
+    def _goodness(self, evaluation: Evaluation) -> float:
+        """The score that trials are ranked by; higher is better."""
+        sign = 1 if METRICS[self.space.select_by].direction == "maximize" else -1
+        return sign * evaluation.scores[self.space.select_by].value
 
     # The end
 
@@ -264,7 +301,7 @@ class Study:
         for number in range(self.space.confirm.seeds):
             seed = self.run.metadata.seed + FRESH_SEED + number
             folder = self.run.confirm_folder(label, config.epochs, number)
-            ended = (folder / "trial.json").exists() and runs.read_trial(folder).state != "running"
+            ended = (folder / "trial.json").exists() and runs.read_trial(folder).state == "complete"
             fresh = config.model_copy(update={"seed": seed})
             jobs.append(Job(folder=folder, config=fresh, origin="confirm", ended=ended))
         return jobs
@@ -280,7 +317,10 @@ class Study:
             reasons = [
                 record.reason for record in self.run.confirmations() + self.run.trials() if record.reason
             ]
-            raise BenchError(f"no configuration could be confirmed; the first failure: {reasons[0]}")
+            first = reasons[0] if reasons else "unknown"
+            raise StudyError(
+                f"no configuration could be confirmed; the first failure: {first}", self.run.path
+            )
         candidates = []
         for label, scored in evaluations.items():
             scores, spread = combine(scored)
@@ -312,7 +352,13 @@ class Study:
         with runs.replacing(self.run.path / "winner" / "adapter.safetensors") as temporary:
             shutil.copyfile(source, temporary)
         config = TrainingConfig(
-            **record.config.model_dump(), model_name=self.space.base, dataset_name=self.run.metadata.data
+            **record.config.model_dump(),
+            model_name=self.space.base,
+            dataset_name=self.run.metadata.data,
+            revision=self.space.revision,
+            resolution=self.base.resolution,
+            dtype=self.space.dtype,
+            trigger=self.space.trigger,
         )
         runs.write_text(self.run.path / "winner" / "training_config.yaml", config.guide_yaml())
 
@@ -324,7 +370,7 @@ class Study:
     def _drawing(self, exam: Exam) -> float:
         return exam.num_images * exam.sampler.steps * 2 * IMAGE_STEP
 
-    def _training(self, jobs: Sequence[Job], rungs: Sequence[int]) -> float:
+    def _training(self, jobs: Sequence[Job]) -> float:
         return sum(job.config.epochs for job in jobs) * len(self.data)
 
     def _typical(self, exam: Exam) -> float:
@@ -339,6 +385,10 @@ class Study:
     def _count(self, units: float) -> float:
         self._done += units
         return units
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def describe(config: TrialConfig) -> str:
@@ -382,15 +432,17 @@ def tell(study: optuna.Study, trial: optuna.Trial, objectives: Sequence[str], re
     for epoch in record.epochs:
         scores = runs.read_evaluation(runs.epoch_folder(record.path, epoch)).scores
         values[epoch] = [scores[name].value for name in objectives]
+    nested = [t for t in study.get_trials(deepcopy=False) if t.user_attrs.get("nested")]
+    there = {(t.user_attrs["label"], t.params["epochs"]) for t in nested}
     for epoch in record.epochs:
-        if epoch < record.config.epochs and "epochs" in trial.params:
-            nested = create_trial(
+        if epoch < record.config.epochs and (record.label, epoch) not in there and "epochs" in trial.params:
+            earlier = create_trial(
                 params={**trial.params, "epochs": epoch},
                 distributions=trial.distributions,
                 values=values[epoch],
                 user_attrs={"label": record.label, "nested": True},
             )
-            study.add_trial(nested)
+            study.add_trial(earlier)
     study.tell(trial, values[record.config.epochs])
 
 
@@ -403,10 +455,11 @@ def reconcile(study: optuna.Study, run: Run) -> None:
         if ended:
             tell(study, trial, run.space.objectives, runs.read_trial(folder))
             continue
-        study.tell(trial, state=TrialState.FAIL)
         study.enqueue_trial(frozen.params)
-        if "label" in frozen.user_attrs:
-            shutil.rmtree(folder, ignore_errors=True)
+        study.tell(trial, state=TrialState.FAIL)
+    for record in run.trials():
+        if record.state == "running":
+            shutil.rmtree(record.path)
 
 
 def free_numbers(run: Run) -> Iterator[int]:

@@ -47,7 +47,7 @@ def parse(text: str, model: type[Model], source: str) -> Model:
     """YAML `text` as a `model`; `source` names it in errors."""
     try:
         data = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
         raise UsageError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UsageError(f"{source}: expected keys and values, got {type(data).__name__}")
@@ -82,8 +82,8 @@ def _text(path: Path) -> str:
 def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"]]
-    # A part that starts with a capital names the model that a union was read as, not a key.
-    where = "".join(f"{part}." for part in location if not part[:1].isupper())
+    tags = {option.__name__ for option in _all_models(model)}  # which model a union was read as: no key
+    where = "".join(f"{part}." for part in location if part not in tags)
     prefix = f"{where[:-1]}: " if where else ""
     if problem["type"] == "extra_forbidden":
         return f"{prefix}unknown key; known keys: {', '.join(_known_keys(model, location[:-1]))}"
@@ -97,11 +97,19 @@ def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
     current: Any = model
     for part in path:
-        if part[:1].isupper():
-            current = next(option for option in _models(current) if option.__name__ == part)
+        options = [option for option in _models(current) if option.__name__ == part]
+        if options:
+            current = options[0]
         else:
             current = current.model_fields[part].annotation
     return list(next(_models(current)).model_fields)
+
+
+def _all_models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    yield model
+    for field in model.model_fields.values():
+        for option in _models(field.annotation):
+            yield from _all_models(option)
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

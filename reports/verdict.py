@@ -58,6 +58,8 @@ def _finished(result: Result) -> Verdict:
         return Verdict(
             "tie", "Keep the default config.", f"No setting was shown to beat it. {evidence}", facts
         )
+    if lead and outcome(metric, *lead) == "better" and len(won.records) == 1:
+        return Verdict("tie", f"{name} leads, on one training seed.", evidence, facts)
     if lead and outcome(metric, *lead) == "better":
         return Verdict("win", f"{name} wins.", evidence, facts)
     why = "its lead is within two standard errors" if lead else "the default config could not be confirmed"

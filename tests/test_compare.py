@@ -110,7 +110,6 @@ def test_distances_on_features_of_another_network_are_not_tested_on_ours(make_ru
 @pytest.mark.parametrize(
     ("field", "changes"),
     [
-        ("base", {"metadata": (("base", "other-xl"),)}),
         ("base_fingerprint", {"metadata": (("base_fingerprint", "0" * 64),)}),
         ("data_fingerprint", {"metadata": (("data_fingerprint", "0" * 64),)}),
         ("scorer_fingerprint", {"metadata": (("scorer_fingerprint", "0" * 64),)}),

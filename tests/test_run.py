@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from bench.errors import MissingError, UsageError
-from bench.run import Run, read_json, replacing, write_json, write_text
+from bench.run import (
+    Run,
+    read_evaluation,
+    read_json,
+    read_losses,
+    read_trial,
+    replacing,
+    write_json,
+    write_text,
+)
 
 
 def test_a_run_is_read_back_as_it_was_written(make_run: Callable[..., Run]) -> None:
@@ -58,3 +67,14 @@ def test_a_run_json_that_lacks_a_field_is_refused(make_run: Callable[..., Run]) 
     write_json(file, data)
     with pytest.raises(UsageError, match="damaged"):
         Run.open(file.parent)
+
+
+@pytest.mark.parametrize(
+    "name", ["trial.json", "losses.csv", "epoch-02/scores.json", "epoch-02/features.safetensors"]
+)
+def test_a_damaged_file_of_a_trial_is_one_line(make_run: Callable[..., Run], name: str) -> None:
+    folder = make_run("mine").trial_folder(0)
+    (folder / name).write_text("{}" if name.endswith("json") else "")
+    with pytest.raises(UsageError, match="damaged: .*; delete that folder") as caught:
+        read_trial(folder), read_losses(folder), read_evaluation(folder / "epoch-02")
+    assert "\n" not in str(caught.value)

@@ -77,6 +77,12 @@ def test_a_configuration_and_its_point_are_inverse(modules: Any) -> None:
     assert mine.config_of(mine.parameters_of(mine.default)) == mine.default
 
 
+def test_a_ratio_survives_division() -> None:
+    parameters = {**SPACE["parameters"], "rank": {"choices": [3]}, "alpha": {"ratio": [0.1]}}
+    mine = space(parameters=parameters, default={**SPACE["default"], "rank": 3, "alpha": 0.3})
+    assert mine.parameters_of(mine.default)["alpha"] == 0.1
+
+
 def test_rungs_are_the_choices_of_epochs() -> None:
     parameters = {**SPACE["parameters"], "epochs": {"choices": [8, 2, 4]}}
     assert space(parameters=parameters).rungs == (2, 4, 8)
@@ -100,6 +106,7 @@ def test_a_budget_is_a_duration(text: Any, seconds: float) -> None:
             "parameters.rank.log: unknown key; known keys: choices",
         ),
         ({"parameters": {"rank": 4}}, "parameters.rank: "),
+        ({"Rank": 4}, "Rank: unknown key"),
         ({"sampler": {"step": 4}}, "sampler.step: unknown key; known keys: steps, guidance"),
         ({"trails": 4}, "trails: unknown key; known keys: name, base"),
         ({"default": {"rank": 8}}, "default.alpha: required key is missing"),
@@ -139,6 +146,8 @@ def test_what_is_wrong_is_named_in_one_line(changes: dict[str, Any], message: st
         ("a: &x [1]\nb: *x", "aliases"),
         ("base: !!python/object/apply:os.system ['true']", "not valid YAML"),
         ("[" * 5000, "not valid YAML"),
+        ("trials: 2024-99-99", "not valid YAML"),
+        ("trials: !!bool abc", "not valid YAML"),
     ],
 )
 def test_text_that_is_no_space_is_refused(text: str, message: str) -> None:

@@ -17,6 +17,7 @@ from bench.base import BaseModel, TextEmbedding, TrainingData, concatenate
 from bench.config import TrialConfig
 from trainers.lora import Adapter, Slots, save_adapter
 
+NUM_TIMESTEPS = 1000  # of every SDXL
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch.optim.AdamW's
 
 
@@ -86,7 +87,8 @@ def train(
                 history.append(_step(base, data, slots, optimizer, objective, step))
                 on_step(step + 1, total)
             done = end
-            _append(losses, alive, history)
+            if history:  # none where two epochs of very few images end at the same step
+                _append(losses, alive, history)
             alive = _keep(slots, optimizer, alive, {i for i in alive if math.isfinite(losses[i][-1])})
             slots.eval()
             rung = Rung(epoch, alive, slots, losses)
@@ -125,7 +127,7 @@ def _batch(data: TrainingData, config: TrialConfig, step: int) -> Batch:
     index = torch.tensor(_indices(len(data), config.seed, step * size, size), device=device)
     posterior = torch.randn(shape, generator=generator).to(device)
     noise = torch.randn(shape, generator=generator).to(device)
-    timesteps = torch.randint(1000, (size,), generator=generator).to(device)
+    timesteps = torch.randint(NUM_TIMESTEPS, (size,), generator=generator).to(device)
     dropped = (torch.rand(size, generator=generator) < config.caption_dropout).to(device)
     text = TextEmbedding(
         torch.where(dropped.view(-1, 1, 1), data.empty.hidden, data.text.hidden[index]),

@@ -164,6 +164,12 @@ def test_a_listed_module_that_the_base_lacks_is_refused(base: BaseModel) -> None
         Slots(base.unet, [config])
 
 
+def test_two_epochs_of_few_images_may_end_at_the_same_step(base: BaseModel, data: TrainingData) -> None:
+    few = TrainingData(mean=data.mean[:2], std=data.std[:2], text=data.text[:2], empty=data.empty)
+    rungs = [(rung.epoch, len(rung.losses[0])) for rung in train(base, few, CONFIGS[:1], [1, 2, 4])]
+    assert rungs == [(1, 1), (2, 1), (4, 2)]
+
+
 def test_warm_up_then_a_constant_rate_keeps_epochs_nested(base: BaseModel, data: TrainingData) -> None:
     config = CONFIGS[0].model_copy(update={"warmup_steps": 6})
     long = {rung.epoch: rung.adapter(0) for rung in train(base, data, [config], [2, 4])}

@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -179,6 +180,25 @@ def test_a_pack_that_breaks_is_recorded_and_the_study_goes_on(search: Search) ->
     assert run.result() is not None
 
 
+def test_a_pack_that_does_not_fit_in_memory_is_halved(search: Search) -> None:
+    run = search(trainer=breaking(lambda pack: pack == 0, torch.OutOfMemoryError("out of memory")))
+    undisturbed = search(name="undisturbed")
+    assert [trial.state for trial in run.trials()] == ["complete"] * 3
+    assert [t.config for t in run.trials()][:2] == [t.config for t in undisturbed.trials()][:2]
+
+
+def test_a_full_disk_fails_no_trial(search: Search) -> None:
+    with pytest.raises(BenchError, match="No space left.*finished trials are kept"):
+        search(trainer=breaking(lambda pack: pack == 1, OSError(28, "No space left on device")))
+    assert [trial.state for trial in search().trials()] == ["complete"] * 3
+
+
+def test_trials_without_run_json_are_not_adopted(search: Search) -> None:
+    (search().path / "run.json").unlink()
+    with pytest.raises(MismatchError, match="holds trials but no run.json"):
+        search()
+
+
 def test_a_trial_that_changes_nothing_is_not_scored(search: Search, tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="no configuration could be confirmed"):
         search(default={**SPACE["default"], "weight_decay": 0, "max_grad_norm": 1e-30})
@@ -219,6 +239,10 @@ def test_a_spent_budget_starts_no_trial_but_confirms(search: Search) -> None:
         ({"base": "./nowhere"}, "nowhere: no such folder"),
         ({"base": "owner/model"}, "not on this machine; get it with: hf download owner/model"),
         ({"scorer": "./nowhere"}, "scorer ./nowhere"),
+        (
+            {"prompts": {"dev": 2, "test": 5, "seeds": 2}, "objectives": ["kd"], "select_by": "kd"},
+            "kd needs 3 different captions among the dev images, got 2",
+        ),
         ({"resolution": 30}, "must be a multiple of"),
         (
             {"parameters": {**SPACE["parameters"], "target_modules": {"choices": ["attention", ["to_z"]]}}},
