@@ -131,11 +131,14 @@ def test_unlike_runs_are_refused_by_the_field_that_differs(
 
 
 def test_every_field_that_differs_is_named(make_run: MakeRun) -> None:
-    other = make_run("run-b", metadata=(("base", "other-xl"),), space=(("dtype", "bfloat16"),))
-    with pytest.raises(
-        MismatchError, match=r"base \(emoji-xl and other-xl\), dtype \(float32 and bfloat16\)"
-    ):
+    other = make_run("run-b", metadata=(("base_fingerprint", "0" * 64),), space=(("dtype", "bfloat16"),))
+    with pytest.raises(MismatchError, match=r"base_fingerprint \(.*\), dtype \(float32 and bfloat16\)"):
         compare(make_run("run-a"), other)
+
+
+def test_the_same_content_under_another_name_is_comparable(make_run: MakeRun) -> None:
+    other = make_run("run-b", metadata=(("base", "./emoji-xl"), ("data", "./emoji-3d")))
+    assert compare(make_run("run-a"), other).metrics
 
 
 def test_a_run_without_result_says_what_has_to_happen(make_run: MakeRun) -> None:

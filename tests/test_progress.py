@@ -1,0 +1,38 @@
+"""Progress: a live display on a terminal, plain lines elsewhere, both with the time left."""
+
+import io
+
+from rich.console import Console
+
+from bench.progress import LiveProgress, PlainProgress, show_progress
+
+
+def events(progress: LiveProgress | PlainProgress) -> None:
+    progress.total(100)
+    progress.slots(["0000  rank 8", "0001  rank 4"])
+    progress.status("training 2 side by side: step 1 of 9")
+    progress.advance(50)
+    progress.line("0001 epoch 4: similarity 0.5 [not markup]")
+    progress.best("0001 epoch 4: similarity 0.5")
+
+
+def test_a_pipe_gets_plain_lines() -> None:
+    output = io.StringIO()
+    with show_progress(Console(file=output, width=40)) as progress:
+        events(progress)
+    lines = output.getvalue().splitlines()
+    assert "\x1b" not in output.getvalue()
+    assert lines[0] == "[0:00] training 0000  rank 8"
+    assert lines[-2] == "[0:00] 0001 epoch 4: similarity 0.5 [not markup]"
+    assert "best so far: 0001 epoch 4: similarity 0.5 (about 0:00 left)" in lines[-1]
+
+
+def test_a_terminal_gets_a_bar_with_slots_status_and_best() -> None:
+    output = io.StringIO()
+    with show_progress(Console(file=output, force_terminal=True, width=100, height=40)) as progress:
+        assert isinstance(progress, LiveProgress)
+        events(progress)
+        progress.live.refresh()
+    text = output.getvalue()
+    for part in ("0001  rank 4", "step 1 of 9", "best so far: 0001", "50%", "left", "[not markup]"):
+        assert part in text
