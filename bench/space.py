@@ -175,6 +175,8 @@ class SearchSpace(Spec):
     parameters: Parameters
     default: TrialConfig
     """The configuration to beat: enqueued first, retrained at the end."""
+    start_points: tuple[dict[str, Any], ...] = ()
+    """Tried right after the default: each holds the fields in which it differs from it."""
     objectives: Annotated[tuple[METRIC_NAMES, ...], Field(min_length=1), AfterValidator(_one_of_each)] = (
         "similarity",
         "clip_score",
@@ -201,11 +203,16 @@ class SearchSpace(Spec):
         if not distributions:
             raise ValueError("parameters: nothing to search; give at least one parameter")
         self._check_choices()
-        values = self.parameters_of(self.default)
-        for name, distribution in distributions.items():
-            if not _contains(distribution, values[name]):
-                raise ValueError(f"default: {name}={values[name]!r} is not in the space ({distribution})")
+        self._check_point("default", self.default)
+        for number, config in enumerate(self.starts):
+            self._check_point(f"start_points.{number}", config)
         return self
+
+    def _check_point(self, where: str, config: TrialConfig) -> None:
+        values = self.parameters_of(config)
+        for name, distribution in self.distributions.items():
+            if not _contains(distribution, values[name]):
+                raise ValueError(f"{where}: {name}={values[name]!r} is not in the space ({distribution})")
 
     def _check_choices(self) -> None:
         """Each listed value must be legal in a TrialConfig: fails here, not after hours of search."""
@@ -227,6 +234,17 @@ class SearchSpace(Spec):
         """Optuna distributions by parameter name."""
         searched = {name: getattr(self.parameters, name) for name in Parameters.model_fields}
         return {name: _distribution(spec) for name, spec in searched.items() if spec is not None}
+
+    @property
+    def starts(self) -> list[TrialConfig]:
+        """The start points as full configurations."""
+        default = self.default.model_dump()
+        try:
+            return [
+                yaml.validate(default | point, TrialConfig, "start_points") for point in self.start_points
+            ]
+        except UsageError as error:
+            raise ValueError(str(error)) from None
 
     @property
     def rungs(self) -> tuple[int, ...]:

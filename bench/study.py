@@ -406,7 +406,7 @@ def describe(config: TrialConfig) -> str:
 
 
 def open_study(run: Run) -> optuna.Study:
-    """The study in the run folder; a new one starts with the configuration to beat."""
+    """The study in the run folder; a new one starts with the configuration to beat and the start points."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(
         f"sqlite:///{run.path / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}}
@@ -418,7 +418,8 @@ def open_study(run: Run) -> optuna.Study:
         load_if_exists=True,
     )
     if not study.get_trials(deepcopy=False):
-        study.enqueue_trial(run.space.parameters_of(run.space.default))
+        for config in (run.space.default, *run.space.starts):
+            study.enqueue_trial(run.space.parameters_of(config))
     return study
 
 

@@ -107,6 +107,8 @@ def test_a_budget_is_a_duration(text: Any, seconds: float) -> None:
         ),
         ({"parameters": {"rank": 4}}, "parameters.rank: "),
         ({"Rank": 4}, "Rank: unknown key"),
+        ({"start_points": [{"rnak": 4}]}, "start_points: rnak: unknown key; known keys: rank"),
+        ({"start_points": [{"rank": 5}]}, "start_points.0: rank=5 is not in the space"),
         ({"sampler": {"step": 4}}, "sampler.step: unknown key; known keys: steps, guidance"),
         ({"trails": 4}, "trails: unknown key; known keys: name, base"),
         ({"default": {"rank": 8}}, "default.alpha: required key is missing"),

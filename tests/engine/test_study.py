@@ -93,6 +93,13 @@ def test_a_search_leaves_a_complete_record(search: Search) -> None:
             assert read_evaluation(folder).scores["similarity"].gain is not None
 
 
+def test_start_points_are_tried_right_after_the_default(search: Search) -> None:
+    run = search(start_points=[{"rank": 2, "alpha": 4, "learning_rate": "5e-3", "target_modules": "all"}])
+    default, start = (trial.config for trial in run.trials()[:2])
+    assert default == run.space.default
+    assert (start.rank, start.alpha, start.learning_rate, start.target_modules) == (2, 4, 5e-3, "all")
+
+
 def test_earlier_rungs_join_the_study_as_trials_of_fewer_epochs(search: Search) -> None:
     run = search()
     recorded = {
