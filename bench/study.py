@@ -279,7 +279,7 @@ class Study:
     def _candidates(self) -> dict[str, TrialConfig]:
         """Label -> configuration: the default, then the finalists with their best epoch."""
         points = [
-            Point(label=record.label, epochs=epoch, values=self._values(record, epoch))
+            Point(label=record.label, epochs=epoch, values=values_of(record, epoch, self.space.objectives))
             for record in self.run.trials()
             if record.origin != "default"
             for epoch in record.epochs
@@ -291,10 +291,6 @@ class Study:
         configs = {record.label: record.config for record in self.run.trials()}
         found = {p.label: configs[p.label].model_copy(update={"epochs": p.epochs}) for p in chosen}
         return {"default": self.space.default} | found
-
-    def _values(self, record: TrialRecord, epoch: int) -> tuple[float, ...]:
-        scores = runs.read_evaluation(runs.epoch_folder(record.path, epoch)).scores
-        return tuple(scores[name].value for name in self.space.objectives)
 
     def _confirmations(self, label: str, config: TrialConfig) -> list[Job]:
         jobs = []
@@ -402,6 +398,12 @@ def describe(config: TrialConfig) -> str:
     )
 
 
+def values_of(record: TrialRecord, epoch: int, objectives: Sequence[str]) -> tuple[float, ...]:
+    """What a recorded trial scored at an epoch, objective by objective."""
+    scores = runs.read_evaluation(runs.epoch_folder(record.path, epoch)).scores
+    return tuple(scores[name].value for name in objectives)
+
+
 # Optuna
 
 
@@ -429,10 +431,7 @@ def tell(study: optuna.Study, trial: optuna.Trial, objectives: Sequence[str], re
         trial.set_user_attr("reason", record.reason)
         study.tell(trial, state=TrialState.FAIL)
         return
-    values = {}
-    for epoch in record.epochs:
-        scores = runs.read_evaluation(runs.epoch_folder(record.path, epoch)).scores
-        values[epoch] = [scores[name].value for name in objectives]
+    values = {epoch: values_of(record, epoch, objectives) for epoch in record.epochs}
     nested = [t for t in study.get_trials(deepcopy=False) if t.user_attrs.get("nested")]
     there = {(t.user_attrs["label"], t.params["epochs"]) for t in nested}
     for epoch in record.epochs:
