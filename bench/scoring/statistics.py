@@ -42,6 +42,23 @@ def jackknife_stderr(leave_outs: NDArray[np.float64]) -> float:
     return float(np.sqrt((count - 1) / count * np.square(leave_outs - leave_outs.mean()).sum()))
 
 
+def interval(value: float, stderr: float, num_prompts: int) -> tuple[float, float]:
+    """The 95 % interval value ± t·stderr, Student's t with prompts − 1 degrees of freedom."""
+    _check_prompts(num_prompts)
+    half = float(student.ppf(0.975, num_prompts - 1)) * stderr
+    return value - half, value + half
+
+
+def bootstrap_samples(num_prompts: int, count: int = 999) -> NDArray[np.intp]:
+    """Prompts drawn with replacement, shape (count, prompts): always the same for one number of prompts.
+
+    For means and percentiles of values a prompt. Not for kernel distances: a prompt drawn twice is paired
+    with itself. Raises UsageError with fewer than two prompts.
+    """
+    _check_prompts(num_prompts)
+    return np.random.default_rng(SEED).integers(num_prompts, size=(count, num_prompts))
+
+
 def _check_prompts(count: int) -> None:
     if count < 2:
         raise UsageError(f"a standard error needs at least 2 prompts, got {count}")
@@ -119,12 +136,12 @@ def swap_test(statistic: SwapStatistic, num_prompts: int, resamples: int = RESAM
     observed = statistic(everyone, unswapped)
     swaps, exact = _swaps(num_prompts, resamples)
     extreme = sum(abs(statistic(everyone, swap)) >= abs(observed) * (1 - TIES) for swap in swaps)
-    half = float(student.ppf(0.975, num_prompts - 1)) * stderr
+    low, high = interval(observed, stderr, num_prompts)
     return PairedTest(
         mean=observed,
         stderr=stderr,
-        low=observed - half,
-        high=observed + half,
+        low=low,
+        high=high,
         p_value=extreme / len(swaps) if exact else (1 + extreme) / (1 + len(swaps)),
         num_prompts=num_prompts,
     )
