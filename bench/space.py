@@ -122,14 +122,38 @@ class Sampler(Spec):
     guidance: Number = Field(5.0, ge=0)
 
 
+MIN_UNRELATED = 32
+"""Fewer unrelated prompts measure no preservation."""
+
+
+def _off_or_enough(unrelated: int) -> int:
+    if unrelated != 0 and unrelated < MIN_UNRELATED:
+        raise ValueError(f"must be 0 (off) or at least {MIN_UNRELATED}, got {unrelated}")
+    return unrelated
+
+
 class Prompts(Spec):
-    """How many held-out captions are drawn, each with how many fixed seeds."""
+    """How many prompts of each kind are drawn at most, each with how many fixed seeds."""
 
     dev: int = Field(24, ge=2)
-    """Prompts that trials are scored on."""
+    """Held-out captions that trials are scored on."""
     test: int = Field(48, ge=2)
-    """Prompts that the search never sees; only they confirm a winner."""
+    """Held-out captions that the search never sees; only they confirm a winner."""
     seeds: int = Field(2, ge=2)
+    """Images of each held-out caption."""
+    training: int = Field(8, ge=0)
+    """Captions of training pictures, drawn for confirmed adapters only: shows what was memorised."""
+    altered: int = Field(8, ge=0)
+    """The data's subjects in other compositions, likewise: shows whether an adapter still obeys the text."""
+    style: int = Field(8, ge=0)
+    """The trigger alone and with subjects that the data does not show, likewise."""
+    unrelated: Annotated[int, AfterValidator(_off_or_enough)] = MIN_UNRELATED
+    """Prompts that have nothing to do with the data, likewise: preservation is measured on them. 0 turns the
+    measure off."""
+    probe_seeds: int = Field(1, ge=1)
+    """Images of each prompt of these four kinds."""
+    file: str | None = Field(None, min_length=1)
+    """A YAML file that lists texts by kind; kinds that it leaves out are bundled or made from the data."""
 
 
 class Confirm(Spec):
@@ -168,6 +192,9 @@ class SearchSpace(Spec):
     """Text put in front of every caption, in training and in prompts."""
     scorer: str = "bundled"
     """`bundled`, a folder in open_clip's format, or `hf-hub:…`."""
+    judge: str = "auto"
+    """The network that confirms: `bundled`, a folder in timm's or open_clip's format, `hf-hub:…`, `none`;
+    `auto`: the bundled one beside the bundled scorer, else DINOv2 if it is on this machine."""
     resolution: int | None = Field(None, ge=8, le=4096)
     """Pixels of a side; the base's own if left out."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -187,6 +214,8 @@ class SearchSpace(Spec):
     prompts: Prompts = Prompts()
     sampler: Sampler = Sampler()
     confirm: Confirm = Confirm()
+    floor: int = Field(3, ge=0, le=1000)
+    """Trainings of the default that the noise floor is measured from, two at least; 0 measures none."""
     trials: int = Field(16, ge=1)
     budget: Duration | None = None
     """Seconds for the whole search; no pack of trials starts that would not end in time, but the first."""
@@ -195,6 +224,8 @@ class SearchSpace(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> "SearchSpace":
+        if self.floor == 1:
+            raise ValueError("floor: a spread needs at least 2 trainings, or 0 for no floor, got 1")
         if self.select_by not in self.objectives:
             raise ValueError(
                 f"select_by: must be one of the objectives {list(self.objectives)}, got {self.select_by!r}"
