@@ -239,7 +239,7 @@ def _hub_folder(name: str, revision: str | None) -> Path:
 
 
 def _check_family(folder: Path, name: str) -> None:
-    from bench.run import read_json
+    from bench.files import read_json
 
     index = folder / "model_index.json"
     if not index.exists():

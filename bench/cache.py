@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bench.run import replacing
+from bench.files import replacing
 
 
 def cache_folder() -> Path:

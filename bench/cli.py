@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.run import Run
+    from bench.session import Engine
 
 RUNS = Path("runs")
 INTERRUPTED = 130
@@ -36,18 +37,19 @@ def search(
     trials: Annotated[int | None, typer.Option(min=1, help="How many trials in all.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for the search, such as 20m or 1.5h.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**30, help="Seed of the sampler and of training.")] = 0,
+    floor: Annotated[bool, typer.Option(help="Measure the noise floor too.")] = True,
 ) -> None:
     """Search a space: train and score trials, confirm the best, write runs/NAME/report.html.
 
     The same command again goes on where it was interrupted, or with a higher --trials goes further.
     """
     from bench.session import run_search
-    from trainers.loop import train
 
     overrides = {"base": base, "data": data, "trials": trials, "budget": budget}
+    overrides |= {} if floor else {"floor": 0}
     console = _console()
     try:
-        run = run_search(space, overrides, name, RUNS, seed, train, console)
+        run = run_search(space, overrides, name, RUNS, seed, _engine(), console)
     except KeyboardInterrupt:
         console.print("Stopped. Finished trials are kept: run the same command to go on.")
         raise typer.Exit(INTERRUPTED) from None
@@ -55,6 +57,29 @@ def search(
         _report(_open(str(error.run)), console)
         raise
     _report(run, console)
+
+
+@app.command()
+def floor(
+    space: Annotated[str, typer.Option(help="A shipped space, or a .yaml file.")] = "default",
+    base: Annotated[str | None, typer.Option(help="emoji-xl, a diffusers folder, or a Hub id.")] = None,
+    data: Annotated[str | None, typer.Option(help="A bundled set, a folder, or a Hub id.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; the space's name if left out.")] = None,
+    seeds: Annotated[int, typer.Option(min=2, max=1000, help="Trainings of the default config.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, max=2**30, help="As of the search.")] = 0,
+) -> None:
+    """Measure how far scores differ by luck: the default config trained with several seeds, the base redrawn.
+
+    Writes runs/NAME/floor.json; a search of that name builds on these trainings.
+    """
+    import reports.floor
+    from bench.session import run_floor
+
+    overrides = {"base": base, "data": data, "floor": seeds}
+    console = _console()
+    run = run_floor(space, overrides, name, RUNS, seed, _engine(), console)
+    console.print(reports.floor.table(run))
+    console.print(f"Floor: {run.path / 'floor.json'}", soft_wrap=True)
 
 
 @app.command()
@@ -95,6 +120,14 @@ def _report(run: "Run", console: "Console") -> None:
     import reports.search
 
     console.print(f"Report: {reports.search.write(run)}", soft_wrap=True)
+
+
+def _engine() -> "Engine":
+    from bench.session import Engine
+    from trainers.adapters import attach
+    from trainers.loop import train
+
+    return Engine(train=train, attach=attach)
 
 
 def _open(name: str) -> "Run":

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from bench.errors import MismatchError, MissingError
-from bench.run import Candidate, Evaluation, Result, Run, epoch_folder, has_evaluation, read_evaluation
+from bench.run import Candidate, Evaluation, Result, Run, has_evaluation, read_evaluation
 from bench.scoring.distance import frechet, kernel_difference
 from bench.scoring.metrics import METRICS, Score
 from bench.scoring.statistics import PairedTest, SwapStatistic, holm, paired_test, swap_test
@@ -167,8 +167,7 @@ def _result(run: Run) -> Result:
 
 def _side(run: Run, result: Result) -> _Side:
     winner = next(candidate for candidate in result.candidates if candidate.label == result.winner)
-    folders = [epoch_folder(run.path / "confirm" / record, winner.config.epochs) for record in winner.records]
-    return _Side(run=run, winner=winner, evaluations=tuple(read_evaluation(folder) for folder in folders))
+    return _Side(run=run, winner=winner, evaluations=tuple(run.evaluations(winner, "test")))
 
 
 # Tests
@@ -181,6 +180,8 @@ def _tests(a: _Side, b: _Side) -> tuple[dict[str, PairedTest], tuple[str, ...]]:
     for name in METRICS:
         if name not in a.winner.scores or name not in b.winner.scores:
             continue
+        if METRICS[name].paired and name not in a.evaluations[0].per_prompt:
+            continue  # of probes
         test = _paired(name, a, b) if METRICS[name].paired else _swapped(name, a, b)
         if test is None:
             untested.append(name)

@@ -1,26 +1,26 @@
 """Run: the folder runs/<name>/, its only reader and writer.
 
-    run.json                       what was searched, on what, with which versions
-    study.db                       Optuna's storage
-    real/{dev,test}/               the true pictures of the prompts; features.safetensors of all held-out ones
-    base/{dev,test}/               an Evaluation of the base model
-    trials/0007/                   one trial of the search: trial.json, config.yaml, losses.csv,
-        epoch-04/                  and an Evaluation with its adapter at every rung
-    confirm/0007-epoch-04-seed-1/  the same for a finalist (or `default-…`) retrained on a fresh seed
-    result.json                    the Result: which trial won, on confirmed scores
-    winner/                        adapter.safetensors and training_config.yaml
+    run.json                    what was searched, on what, with which versions
+    study.db                    Optuna's storage
+    real/{train,dev,test}/      pictures: those trained on (small), the true ones of the prompts;
+                                features.safetensors of all pictures of the split
+    base/{dev,test,probe,floor}/   Evaluations of the base model; floor: the test prompts with other seeds
+    trials/0007/                one trial of the search: trial.json, config.yaml, losses.csv,
+        epoch-04/               and an Evaluation on the dev prompts with its adapter at every rung
+    confirm/0007-seed-1/        the same for a finalist (or `default-…`) retrained on a fresh seed;
+        epoch-04/{test,probe}/  at its chosen epoch also Evaluations on prompts the search never saw
+    floor.json                  the Floor: what trainings of one configuration differ by
+    result.json                 the Result: which configuration won, on confirmed scores
+    winner/                     adapter.safetensors and training_config.yaml
     report.html
 
 An Evaluation is a folder of scores.json, features.safetensors and images/. Every file is written to a
 temporary name, flushed, then renamed. A run is read without a GPU and without any model.
 """
 
-import json
 import math
-import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,15 +31,20 @@ from numpy.typing import NDArray
 from bench import yaml
 from bench.config import TrialConfig
 from bench.errors import MissingError, UsageError
+from bench.files import read_json, reading, replacing, write_json, write_text
+from bench.floor import Floor, floor_of
 from bench.scoring.metrics import Score
 from bench.space import SearchSpace
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: a second feature network, probes, confirmations on dev, test and probe prompts. 1: the first."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-Split = Literal["dev", "test"]
+THUMBNAIL = 256
+"""Longest side in pixels of a training picture that is kept to be shown."""
+Split = Literal["dev", "test", "probe", "floor"]
 State = Literal["running", "complete", "failed"]
 
 
@@ -51,6 +56,8 @@ class PromptRecord:
     seeds: tuple[int, ...]
     real: str | None
     """File of the true picture with this caption, relative to the run folder."""
+    kind: str = "held-out"
+    """Of a probe: `training`, `altered`, `style` or `unrelated`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,11 +78,16 @@ class Metadata:
     """Images in train, dev and test."""
     scorer: str
     scorer_fingerprint: str
+    judge: str | None
+    """The second feature network, which confirms; None if there is none."""
+    judge_fingerprint: str | None
     prompts_fingerprint: str
     prompts: dict[Split, list[PromptRecord]]
     device: str
     machine: str
     versions: dict[str, str]
+    notes: tuple[str, ...] = ()
+    """What a reader of the scores should know: texts that were cut, a judge that is missing, …"""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -90,6 +102,17 @@ class Evaluation:
     scores: dict[str, Score]
     per_prompt: dict[str, list[float]]
     features: NDArray[np.float32]
+    judge_features: NDArray[np.float32] | None = None
+    """Features of a second network, the judge, of the same images."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Pictures:
+    """Features of real pictures, (n, dim), and the number of the prompt each belongs to."""
+
+    features: NDArray[np.float32]
+    judge_features: NDArray[np.float32] | None
+    prompts: NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +120,7 @@ class TrialRecord:
     """One training with the epochs at which it was scored."""
 
     label: str
-    """Folder name: `0007`, or `0007-epoch-04-seed-1` / `default-epoch-08-seed-1` of a confirmation."""
+    """Folder name: `0007`, or `0007-seed-1` / `default-seed-1` of a confirmation."""
     path: Path
     state: State
     config: TrialConfig
@@ -113,25 +136,31 @@ class TrialRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """A configuration retrained on fresh seeds and scored on test prompts: confirmed scores."""
+    """A configuration retrained on fresh seeds, its epochs chosen there, and scored on test prompts."""
 
     label: str
     """`default` or the number of the trial, `0007`."""
     config: TrialConfig
+    """With the chosen number of epochs."""
     records: tuple[str, ...]
     """Labels of its trainings in confirm/."""
     scores: dict[str, Score]
-    """Means over seeds; errors join the spread over prompts and over training seeds."""
+    """Confirmed: means over seeds on test prompts and probes; errors join prompts and training seeds."""
     seed_spread: dict[str, float]
     """Standard deviation of each metric between training seeds; NaN with one seed."""
+    search: dict[str, Score]
+    """What the search saw: one training, dev prompts, its best epoch. Empty if it never tried this."""
+    search_epochs: int | None
+    by_epoch: dict[int, dict[str, Score]]
+    """Epochs -> scores of the retrainings on the dev prompts: the epoch was chosen by these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """result.json: the outcome of a search."""
+    """result.json: the outcome of a search. No choice in it rests on a test prompt."""
 
     winner: str
-    """Label of the winning Candidate (`default` if nothing beat it)."""
+    """Label of the winning Candidate: best on the dev prompts after retraining (`default` if none was)."""
     candidates: tuple[Candidate, ...]
     select_by: str
     gain_over_default: dict[str, tuple[float, float]]
@@ -167,12 +196,12 @@ class Run:
                 f"{file}: schema version {data.get('schema_version')!r}, "
                 f"this version of bench reads {SCHEMA_VERSION}"
             )
-        with _reading(file):
+        with reading(file):
             prompts = {
                 split: [PromptRecord(**{**record, "seeds": tuple(record["seeds"])}) for record in records]
                 for split, records in data.pop("prompts").items()
             }
-            return cls(path, Metadata(**data, prompts=prompts))
+            return cls(path, Metadata(**{**data, "notes": tuple(data["notes"])}, prompts=prompts))
 
     # Reading
 
@@ -190,8 +219,28 @@ class Run:
     def trial_folder(self, number: int) -> Path:
         return self.path / "trials" / f"{number:04d}"
 
-    def confirm_folder(self, label: str, epochs: int, number: int) -> Path:
-        return self.path / "confirm" / f"{label}-epoch-{epochs:02d}-seed-{number}"
+    def confirm_folder(self, label: str, number: int) -> Path:
+        return self.path / "confirm" / f"{label}-seed-{number}"
+
+    def evaluations(self, candidate: Candidate, split: Split) -> list[Evaluation]:
+        """Those of all retrainings of a candidate at its chosen epoch, on the prompts of `split`."""
+        trainings = (self.path / "confirm" / record for record in candidate.records)
+        folders = [exam_folder(training, candidate.config.epochs, split) for training in trainings]
+        return [read_evaluation(folder) for folder in folders if has_evaluation(folder)]
+
+    def pictures(self, name: str) -> Pictures | None:
+        """Features of the real pictures of `train`, `dev` or `test`, or None if they are not there."""
+        file = self.path / "real" / name / "features.safetensors"
+        return _read_pictures(file) if file.exists() else None
+
+    def floor(self) -> Floor | None:
+        """The noise floor, or None while it has not been measured."""
+        file = self.path / "floor.json"
+        if not file.exists():
+            return None
+        data = read_json(file)
+        with reading(file):
+            return floor_of(data)
 
     def result(self) -> Result | None:
         """The outcome, or None while the search has not ended."""
@@ -199,12 +248,15 @@ class Run:
         if not file.exists():
             return None
         data = read_json(file)
-        with _reading(file):
+        with reading(file):
             candidates = tuple(_candidate(candidate) for candidate in data.pop("candidates"))
             gains = {name: (gain, stderr) for name, (gain, stderr) in data.pop("gain_over_default").items()}
             return Result(**data, candidates=candidates, gain_over_default=gains)
 
     # Writing
+
+    def write_floor(self, floor: Floor) -> None:
+        write_json(self.path / "floor.json", asdict(floor))
 
     def write_result(self, result: Result) -> None:
         candidates = [
@@ -238,7 +290,7 @@ def read_trial(folder: Path) -> TrialRecord:
     """The record of one trial folder."""
     data = read_json(folder / "trial.json")
     scored = (path.parent.name.removeprefix("epoch-") for path in folder.glob("epoch-*/scores.json"))
-    with _reading(folder / "trial.json"):
+    with reading(folder / "trial.json"):
         return TrialRecord(
             label=folder.name,
             path=folder,
@@ -252,7 +304,14 @@ def read_trial(folder: Path) -> TrialRecord:
 
 
 def epoch_folder(trial_folder: Path, epoch: int) -> Path:
+    """A trial's adapter after `epoch` epochs, with its Evaluation on the dev prompts."""
     return trial_folder / f"epoch-{epoch:02d}"
+
+
+def exam_folder(trial_folder: Path, epoch: int, split: Split) -> Path:
+    """The Evaluation of that adapter on the prompts of `split`."""
+    folder = epoch_folder(trial_folder, epoch)
+    return folder if split == "dev" else folder / split
 
 
 def write_losses(folder: Path, losses: Iterable[float]) -> None:
@@ -266,7 +325,7 @@ def read_losses(folder: Path) -> "pd.DataFrame":
     import pandas as pd
 
     file = folder / "losses.csv"
-    with _reading(file):
+    with reading(file):
         return pd.read_csv(file) if file.exists() else pd.DataFrame({"step": [], "loss": []})
 
 
@@ -279,7 +338,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, images: NDArray[np.ui
 
     write_images(folder / "images", images)
     with replacing(folder / "features.safetensors") as temporary:
-        save_file({"features": np.ascontiguousarray(evaluation.features, np.float32)}, temporary)
+        save_file(_tensors(evaluation.features, evaluation.judge_features), temporary)
     scores = {name: asdict(score) for name, score in evaluation.scores.items()}
     write_json(folder / "scores.json", {"scores": scores, "per_prompt": evaluation.per_prompt})
 
@@ -295,22 +354,38 @@ def read_evaluation(folder: Path) -> Evaluation:
     if not has_evaluation(folder):
         raise MissingError(f"{folder}: not scored (no scores.json in it)")
     data = read_json(folder / "scores.json")
-    with _reading(folder):
+    with reading(folder):
+        tensors = load_file(folder / "features.safetensors")
         return Evaluation(
-            scores={name: Score(**score) for name, score in data["scores"].items()},
+            scores=_scores(data["scores"]),
             per_prompt=data["per_prompt"],
-            features=load_file(folder / "features.safetensors")["features"],
+            features=tensors["features"],
+            judge_features=tensors.get("judge"),
         )
 
 
-def write_real_features(
-    run: Run, split: Split, features: NDArray[np.float32], prompts: NDArray[np.intp]
-) -> None:
-    """Features (pictures, dim) of all held-out pictures, and the number of the prompt each belongs to."""
+def write_pictures(run: Run, name: str, pictures: Pictures) -> None:
+    """Features of all real pictures of `train`, `dev` or `test`."""
     from safetensors.numpy import save_file
 
-    with replacing(run.path / "real" / split / "features.safetensors") as temporary:
-        save_file({"features": features, "prompts": prompts.astype(np.int64)}, temporary)
+    with replacing(run.path / "real" / name / "features.safetensors") as temporary:
+        tensors = _tensors(pictures.features, pictures.judge_features)
+        save_file(tensors | {"prompts": pictures.prompts.astype(np.int64)}, temporary)
+
+
+def _read_pictures(file: Path) -> Pictures:
+    from safetensors.numpy import load_file
+
+    with reading(file):
+        tensors = load_file(file)
+        return Pictures(
+            features=tensors["features"], judge_features=tensors.get("judge"), prompts=tensors["prompts"]
+        )
+
+
+def _tensors(features: NDArray[np.float32], judge: NDArray[np.float32] | None) -> dict[str, NDArray[Any]]:
+    given = {"features": features} | ({} if judge is None else {"judge": judge})
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in given.items()}
 
 
 def write_images(folder: Path, images: NDArray[np.uint8]) -> None:
@@ -328,70 +403,19 @@ def image_files(folder: Path) -> list[Path]:
     return sorted((folder / "images").glob("*.webp"))
 
 
-# Files
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it once it is written and flushed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """What goes wrong while a file of a run is read is one UsageError that names it."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, OSError, SafetensorError) as error:
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
-        raise UsageError(f"{path}: damaged: {reason}; delete that folder to have it made again") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Strict JSON: NaN and infinity become null, so that any reader can load it."""
-    write_text(path, json.dumps(_finite(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises UsageError naming the file."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise UsageError(f"{path}: expected an object, got {type(data).__name__}")
-    return data
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _candidate(data: dict[str, Any]) -> Candidate:
     spreads = data["seed_spread"].items()
     return Candidate(
         label=data["label"],
         config=TrialConfig.model_validate(data["config"]),
         records=tuple(data["records"]),
-        scores={name: Score(**score) for name, score in data["scores"].items()},
+        scores=_scores(data["scores"]),
         seed_spread={name: math.nan if spread is None else spread for name, spread in spreads},
+        search=_scores(data["search"]),
+        search_epochs=data["search_epochs"],
+        by_epoch={int(epoch): _scores(scores) for epoch, scores in data["by_epoch"].items()},
     )
+
+
+def _scores(data: dict[str, Any]) -> dict[str, Score]:
+    return {name: Score(**score) for name, score in data.items()}

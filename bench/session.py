@@ -1,4 +1,4 @@
-"""One `bench search`: everything it needs is loaded and checked, then the study runs on its folder."""
+"""Sessions: everything a space names is loaded and checked, then a search or a floor runs on its folder."""
 
 import dataclasses
 import datetime
@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,21 @@ from bench.base import (
     target_names,
 )
 from bench.cache import cached
-from bench.dataset import Dataset, load_dataset
+from bench.confirm import Confirmation
+from bench.dataset import Dataset, Example, load_dataset
 from bench.errors import MismatchError, UsageError
+from bench.packs import Attach, Packs, Progress, Trainer
 from bench.progress import show_progress
-from bench.prompts import Prompt, fingerprint, held_out_prompts
+from bench.prompts import Prompt, fingerprint, held_out_prompts, probe_prompts, scored_text
 from bench.run import NAME, Metadata, PromptRecord, Run, Split, write_images
 from bench.scoring.embed import Scorer, load_scorer
-from bench.scoring.exam import prepare
+from bench.scoring.exam import Exam, Networks, prepare, write_training_pictures
+from bench.scoring.judge import find_judge
+from bench.scoring.losses import LossGap
 from bench.scoring.measure import MIN_SET
 from bench.scoring.metrics import METRICS
 from bench.space import ModuleChoices, SearchSpace, load_space, modules_to_text
-from bench.study import Study, Trainer
+from bench.study import Study
 
 PACKAGES = (
     "torch",
@@ -48,8 +53,45 @@ PACKAGES = (
     "optuna",
     "numpy",
     "scipy",
+    "timm",
 )
-SPLITS: tuple[Split, Split] = ("dev", "test")
+REAL: tuple[Split, Split] = ("dev", "test")
+"""Splits whose prompts each have a true picture."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """What trains and what draws, given by the command: `bench` itself knows neither."""
+
+    train: Trainer
+    attach: Attach
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Session:
+    """A run folder with all that is loaded to work on it."""
+
+    run: Run
+    base: BaseModel
+    dataset: Dataset
+    networks: Networks
+    prompts: Mapping[Split, Sequence[Prompt]]
+    console: Console
+
+    def exam(self, split: Split, progress: Progress) -> Exam:
+        """The Exam of a split; draws the base's images if the folder does not hold them yet."""
+        progress.status(f"drawing the base's images for the {split} prompts")
+        write_training_pictures(self.run, self.dataset, self.base, self.networks)
+        loss_gap = self._loss_gap() if split == "probe" else None
+        prompts = self.prompts[split]
+        return prepare(self.run, split, prompts, self.dataset, self.base, self.networks, loss_gap)
+
+    def exams(self, progress: Progress) -> dict[Split, Exam]:
+        return {split: self.exam(split, progress) for split in self.prompts if self.prompts[split]}
+
+    def _loss_gap(self) -> LossGap:
+        train, held_out = encode(self.base, self.dataset.train), encode(self.base, self.dataset.test)
+        return LossGap(self.base, train, held_out)
 
 
 def run_search(
@@ -58,7 +100,7 @@ def run_search(
     run_name: str | None,
     folder: Path,
     seed: int,
-    trainer: Trainer,
+    engine: Engine,
     console: Console,
 ) -> Run:
     """Run a search, or go on with the one in `folder`/`run_name`; returns its run.
@@ -67,6 +109,51 @@ def run_search(
     is checked before anything is written: raises a BenchError.
     """
     space = resolve(load_space(space_name), overrides)
+    with open_session(space, run_name, folder, seed, console) as session, show_progress(console) as progress:
+        exams = session.exams(progress)
+        packs = _packs(session, engine, progress)
+        confirmation = Confirmation(run=session.run, packs=packs, exams=exams)
+        study = Study(run=session.run, packs=packs, dev=exams["dev"], reserve=confirmation.units)
+        study.search(space.trials, space.budget)
+        confirmation.confirm(lambda: study.seconds)
+        study.save_seconds()
+    return session.run
+
+
+def run_floor(
+    space_name: str,
+    overrides: Mapping[str, Any],
+    run_name: str | None,
+    folder: Path,
+    seed: int,
+    engine: Engine,
+    console: Console,
+) -> Run:
+    """Measure the noise floor of a space's default configuration; a search of that name builds on it."""
+    space = resolve(load_space(space_name), overrides)
+    with open_session(space, run_name, folder, seed, console) as session, show_progress(console) as progress:
+        exams = session.exams(progress)
+        packs = _packs(session, engine, progress)
+        Confirmation(run=session.run, packs=packs, exams=exams).floor()
+    return session.run
+
+
+def _packs(session: Session, engine: Engine, progress: Progress) -> Packs:
+    return Packs(
+        base=session.base,
+        data=encode(session.base, session.dataset.train),
+        trainer=engine.train,
+        attach=engine.attach,
+        progress=progress,
+        num_slots=session.run.space.slots,
+    )
+
+
+@contextmanager
+def open_session(
+    space: SearchSpace, run_name: str | None, folder: Path, seed: int, console: Console
+) -> Iterator[Session]:
+    """Load and check all that a space names, then open or create its run folder and hold its lock."""
     path = folder / _checked_name(run_name or space.name)
     device = find_device()
     console.print(f"Device: {_describe(device)}", highlight=False)
@@ -76,35 +163,49 @@ def run_search(
     )
     _check_targets(base, space)
     scorer = load_scorer(space.scorer, device)
-    prompts = {split: _prompts(space, dataset, split) for split in SPLITS}
-    metadata = _metadata(path.name, space, seed, base, dataset, scorer, prompts, device)
-    captions = [example.caption for example in (*dataset.train, *dataset.dev, *dataset.test)]
-    if cut := base.count_cut(captions):
-        console.print(f"Note: {cut} of {len(captions)} captions are longer than the base reads, and are cut.")
+    judge, missing = find_judge(space.judge, space.scorer, device)
+    networks = Networks(scorer=scorer, judge=judge)
+    prompts = _prompts(space, dataset)
+    notes = _notes(base, scorer, dataset, prompts, space.trigger, missing)
+    metadata = _metadata(path.name, space, seed, base, dataset, networks, prompts, device, notes)
+    for note in notes:
+        console.print(f"Note: {note}.", highlight=False, soft_wrap=True)
     with _locked(path):
-        run = _open_or_create(path, metadata, dataset, prompts, base.resolution)
+        run = _open_or_create(path, metadata, prompts, base.resolution)
         console.print(
             f"Run: {path}  (base {base.name}, data {dataset.name}: {len(dataset.train)} images to train on)",
             highlight=False,
             soft_wrap=True,
         )
-        with show_progress(console) as progress:
-            data = encode(base, dataset)
-            exams = {}
-            for split in SPLITS:
-                progress.status(f"drawing the base's images for the {split} prompts")
-                exams[split] = prepare(run, split, prompts[split], dataset, base, scorer)
-            study = Study(
-                run=run,
-                base=base,
-                data=data,
-                trainer=trainer,
-                dev=exams["dev"],
-                test=exams["test"],
-                progress=progress,
-            )
-            study.search(space.trials, space.budget)
-    return run
+        yield Session(
+            run=run, base=base, dataset=dataset, networks=networks, prompts=prompts, console=console
+        )
+
+
+def _notes(
+    base: BaseModel,
+    scorer: Scorer,
+    dataset: Dataset,
+    prompts: Mapping[Split, Sequence[Prompt]],
+    trigger: str | None,
+    missing: str | None,
+) -> tuple[str, ...]:
+    """What a reader of the scores should know."""
+    captions = [example.caption for example in (*dataset.train, *dataset.dev, *dataset.test)]
+    texts = [prompt.text for split in ("dev", "test", "probe") for prompt in prompts.get(split, ())]
+    scored = [scored_text(text, trigger) for text in texts]
+    notes = []
+    if cut := base.count_cut(captions):
+        notes.append(f"{cut} of {len(captions)} captions are longer than the base reads, and are cut")
+    if cut := scorer.count_cut(scored):
+        notes.append(
+            f"{cut} of {len(texts)} prompts are longer than {scorer.name} reads: "
+            "their CLIP scores are of their beginnings"
+        )
+    if trigger:
+        stripped = sum(text != full for text, full in zip(scored, texts, strict=True))
+        notes.append(f"CLIP scores of {stripped} prompts are measured without the trigger {trigger!r}")
+    return (*notes, missing) if missing else tuple(notes)
 
 
 def resolve(space: SearchSpace, overrides: Mapping[str, Any]) -> SearchSpace:
@@ -116,13 +217,13 @@ def resolve(space: SearchSpace, overrides: Mapping[str, Any]) -> SearchSpace:
     return yaml.validate({**space.model_dump(), **given}, SearchSpace, flags)
 
 
-def encode(base: BaseModel, dataset: Dataset) -> TrainingData:
-    """Latents and conditioning of the training images, from the cache if they were encoded before."""
-    captions = [example.caption for example in dataset.train]
-    digests = [example.digest for example in dataset.train]
+def encode(base: BaseModel, examples: Sequence[Example]) -> TrainingData:
+    """Latents and conditioning of images, from the cache if they were encoded before."""
+    captions = [example.caption for example in examples]
+    digests = [example.digest for example in examples]
 
     def compute() -> dict[str, torch.Tensor]:
-        pixels = np.stack([fit(example.image(), base.resolution) for example in dataset.train])
+        pixels = np.stack([fit(example.image(), base.resolution) for example in examples])
         mean, std = base.encode_images(pixels)
         text, empty = base.encode_prompts(captions), base.encode_empty()
         return {
@@ -173,8 +274,19 @@ def _check_targets(base: BaseModel, space: SearchSpace) -> None:
             raise UsageError(f"target_modules: {config.target_modules!r} matches no module of {base.name}")
 
 
-def _prompts(space: SearchSpace, dataset: Dataset, split: Split) -> list[Prompt]:
-    count = space.prompts.dev if split == "dev" else space.prompts.test
+def _prompts(space: SearchSpace, dataset: Dataset) -> dict[Split, list[Prompt]]:
+    spec = space.prompts
+    prompts: dict[Split, list[Prompt]] = {
+        "dev": _held_out(space, dataset, "dev", spec.dev),
+        "test": _held_out(space, dataset, "test", spec.test),
+        "probe": probe_prompts(dataset, spec, space.trigger),
+    }
+    if space.floor:
+        prompts["floor"] = held_out_prompts(dataset, "floor", spec.test, spec.seeds)
+    return prompts
+
+
+def _held_out(space: SearchSpace, dataset: Dataset, split: Split, count: int) -> list[Prompt]:
     prompts = held_out_prompts(dataset, split, count, space.prompts.seeds)
     needed = {name: MIN_SET for name in space.objectives if not METRICS[name].paired}
     for name, number in ({"a standard error": 2} | needed).items():
@@ -202,11 +314,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _open_or_create(
-    path: Path,
-    metadata: Metadata,
-    dataset: Dataset,
-    prompts: Mapping[Split, Sequence[Prompt]],
-    resolution: int,
+    path: Path, metadata: Metadata, prompts: Mapping[Split, Sequence[Prompt]], resolution: int
 ) -> Run:
     if (path / "run.json").exists():
         run = Run.open(path)
@@ -215,8 +323,9 @@ def _open_or_create(
         return Run.create(path, dataclasses.replace(run.metadata, space=metadata.space))
     if any((path / name).exists() for name in ("study.db", "trials", "confirm")):
         raise MismatchError(f"{path}: holds trials but no run.json; give another --name")
-    for split in SPLITS:
-        pictures = [fit(prompt.example.image(), resolution) for prompt in prompts[split] if prompt.example]
+    for split in REAL:
+        examples = [prompt.example for prompt in prompts[split] if prompt.example]
+        pictures = [fit(example.image(), resolution) for example in examples]
         write_images(path / "real" / split, np.stack(pictures))
     return Run.create(path, metadata)
 
@@ -224,10 +333,13 @@ def _open_or_create(
 def _check_same(run: Run, metadata: Metadata) -> None:
     """To go on, a search must be the one that was begun; only how long it lasts may change."""
     mine, theirs = metadata.space, run.metadata.space
-    free = {"trials", "budget", "slots", "name"} | {"base", "data", "scorer"}  # the last three by fingerprint
+    # The last four are known by their fingerprints.
+    free = {"trials", "budget", "slots", "name", "floor"} | {"base", "data", "scorer", "judge"}
     changed = [f"space.{key}" for key in mine if key not in free and mine[key] != theirs.get(key)]
-    fields = ("seed", "base_fingerprint", "data_fingerprint", "scorer_fingerprint", "prompts_fingerprint")
-    changed += [name for name in fields if getattr(metadata, name) != getattr(run.metadata, name)]
+    fingerprints = [f"{name}_fingerprint" for name in ("base", "data", "scorer", "judge", "prompts")]
+    changed += [
+        name for name in ("seed", *fingerprints) if getattr(metadata, name) != getattr(run.metadata, name)
+    ]
     if changed:
         raise MismatchError(
             f"{run.path}: was begun with another {', '.join(changed)}; give another --name for a new run"
@@ -240,10 +352,13 @@ def _metadata(
     seed: int,
     base: BaseModel,
     dataset: Dataset,
-    scorer: Scorer,
+    networks: Networks,
     prompts: Mapping[Split, Sequence[Prompt]],
     device: torch.device,
+    notes: tuple[str, ...],
 ) -> Metadata:
+    scorer, judge = networks.scorer, networks.judge
+    drawn = [prompt for split in ("dev", "test", "probe") for prompt in prompts[split]]
     return Metadata(
         name=name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -256,19 +371,27 @@ def _metadata(
         num_images={split: len(getattr(dataset, split)) for split in ("train", "dev", "test")},
         scorer=scorer.name,
         scorer_fingerprint=scorer.fingerprint,
-        prompts_fingerprint=fingerprint([*prompts["dev"], *prompts["test"]]),
-        prompts={split: _prompt_records(split, prompts[split]) for split in SPLITS},
+        judge=judge.name if judge else None,
+        judge_fingerprint=judge.fingerprint if judge else None,
+        prompts_fingerprint=fingerprint(drawn),
+        prompts={split: _prompt_records(split, of_split, dataset) for split, of_split in prompts.items()},
         device=_describe(device),
         machine=f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        notes=notes,
         versions={"bench": bench.__version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
     )
 
 
-def _prompt_records(split: Split, prompts: Sequence[Prompt]) -> list[PromptRecord]:
-    return [
-        PromptRecord(text=prompt.text, seeds=prompt.seeds, real=f"real/{split}/{number:04d}.webp")
-        for number, prompt in enumerate(prompts)
-    ]
+def _prompt_records(split: Split, prompts: Sequence[Prompt], dataset: Dataset) -> list[PromptRecord]:
+    rows = {example.digest: row for row, example in enumerate(dataset.train)}
+    folder = "test" if split == "floor" else split
+    records = []
+    for number, prompt in enumerate(prompts):
+        real = f"real/{folder}/{number:04d}.webp" if prompt.example else None
+        if prompt.example and prompt.kind == "training":
+            real = f"real/train/{rows[prompt.example.digest]:04d}.webp"
+        records.append(PromptRecord(text=prompt.text, seeds=prompt.seeds, real=real, kind=prompt.kind))
+    return records
 
 
 def _describe(device: torch.device) -> str:

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.compare import Comparison, MetricComparison
-from bench.run import Candidate, Run, write_text
+from bench.files import write_text
+from bench.run import Candidate, Run
 from bench.scoring.metrics import METRICS, title
 from reports import figures, page, tables
 from reports.images import Column, Grid, column, confirmed_folders, grid

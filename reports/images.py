@@ -11,7 +11,7 @@ from bench.run import (
     Candidate,
     PromptRecord,
     Run,
-    epoch_folder,
+    exam_folder,
     has_evaluation,
     image_files,
     read_evaluation,
@@ -93,7 +93,7 @@ def column(title: str, kind: str, folders: list[Path], metric: str) -> Column:
 def confirmed_folders(run: Run, candidate: Candidate) -> list[Path]:
     """The evaluations of a candidate's retrainings."""
     epochs = candidate.config.epochs
-    return [epoch_folder(run.path / "confirm" / record, epochs) for record in candidate.records]
+    return [exam_folder(run.path / "confirm" / record, epochs, "test") for record in candidate.records]
 
 
 def thumbnail(path: Path) -> Thumbnail | None:

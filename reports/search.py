@@ -6,6 +6,7 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from bench import yaml
+from bench.files import write_text
 from bench.run import (
     Result,
     Run,
@@ -15,7 +16,6 @@ from bench.run import (
     has_evaluation,
     read_evaluation,
     read_losses,
-    write_text,
 )
 from bench.scoring.metrics import METRICS, Score
 from reports import figures, page, parallel, tables

@@ -10,22 +10,26 @@ import pytest
 from numpy.typing import NDArray
 
 from bench.config import TrialConfig
+from bench.files import write_text
+from bench.floor import measure_floor
 from bench.run import (
     Candidate,
     Evaluation,
     Metadata,
+    Pictures,
     PromptRecord,
     Result,
     Run,
     end_trial,
     epoch_folder,
+    exam_folder,
     start_trial,
     write_evaluation,
     write_images,
     write_losses,
-    write_text,
+    write_pictures,
 )
-from bench.scoring.metrics import METRICS, Score
+from bench.scoring.metrics import METRICS, PREFIX, Score
 from bench.space import SearchSpace
 
 Ending = Literal["finished", "interrupted", "failed", "empty"]
@@ -37,7 +41,14 @@ BASE_VALUES = {
     "kd": 9.0,
     "fid": 61.0,
     "drift": 0.0,
+    "judge_similarity": 0.45,
+    "judge_diversity": 0.28,
+    "judge_kd": 11.0,
+    "nearest": 0.6,
+    "copies": 0.01,
 }
+PROBE_VALUES = {"shift": 0.0, "clip_change": 0.0, "loss_gap": 0.0}
+KINDS = ("training", "altered", "style", *["unrelated"] * 3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,8 +90,11 @@ def build_run(path: Path, sketch: Sketch) -> Run:
         write_images(path / "real" / split, images)
     if sketch.ending == "empty":
         return run
+    _write_real(run, sketch, pictures)
     for split, images in pictures.items():
         _write_base(run.path / "base" / split, sketch, images, rng)
+    probes = np.resize(pictures["test"], (len(KINDS), *pictures["test"].shape[1:]))
+    write_evaluation(run.base_folder("probe"), _probe_evaluation(0.0, None), probes)
     failed = range(sketch.trials) if sketch.ending == "failed" else [sketch.trials - 1]
     for number in range(sketch.trials):
         _write_trial(run, sketch, number, pictures["dev"], rng, failed=number in failed)
@@ -138,8 +152,17 @@ def _metadata(name: str, sketch: Sketch, space: SearchSpace) -> Metadata:
         num_images={"train": 120, "dev": sketch.prompts, "test": sketch.prompts},
         scorer="bundled",
         scorer_fingerprint="5c" * 32,
+        judge="emoji-judge",
+        judge_fingerprint="1d" * 32,
         prompts_fingerprint="9f" * 32,
-        prompts={"dev": _prompts("dev", sketch), "test": _prompts("test", sketch)},
+        prompts={
+            "dev": _prompts("dev", sketch),
+            "test": _prompts("test", sketch),
+            "probe": [
+                PromptRecord(text=f"{kind} {index}", seeds=(5,), real=None, kind=kind)
+                for index, kind in enumerate(KINDS)
+            ],
+        },
         device="cpu",
         machine="x86_64, 2 cores",
         versions={"bench": "0.1.0", "torch": "2.11.0", "diffusers": "0.42.0"},
@@ -200,13 +223,50 @@ def _evaluation(sketch: Sketch, shift: float, rng: Any, base: dict[str, list[flo
             stderr=float(values.std(ddof=1) / np.sqrt(sketch.prompts)),
             num_images=num_images,
             num_prompts=sketch.prompts,
-            extractor="emoji-clip",
+            extractor="emoji-judge" if name.startswith(PREFIX) else "emoji-clip",
             gain=gain[0] if gain else None,
             gain_stderr=gain[1] if gain else None,
         )
         per_prompt[name] = [float(value) for value in values]
-    features = rng.normal(shift * 5, 1, (num_images, 8)).astype(np.float32)
-    return Evaluation(scores=scores, per_prompt=per_prompt, features=features)
+    return Evaluation(
+        scores=scores,
+        per_prompt=per_prompt,
+        features=_features(shift, num_images, rng),
+        judge_features=_features(shift, num_images, rng),
+    )
+
+
+def _features(shift: float, rows: int, rng: Any) -> NDArray[np.float32]:
+    features = rng.normal(shift * 5, 1, (rows, 8)).astype(np.float32)
+    unit: NDArray[np.float32] = features / np.linalg.norm(features, axis=1, keepdims=True)
+    return unit
+
+
+def _probe_evaluation(shift: float, rng: Any) -> Evaluation:
+    """Scores of unrelated prompts; none of the base itself (`rng` is None)."""
+    rng, base = rng or np.random.default_rng(3), rng is None
+    size = {"num_images": 3, "num_prompts": 3, "extractor": "emoji-judge"}
+    scores = {
+        name: Score(value=value + 0.1 * shift, stderr=0.004, **size) for name, value in PROBE_VALUES.items()
+    }
+    clip = [0.3 + 0.01 * index for index in range(len(KINDS))]
+    return Evaluation(
+        scores={} if base else scores,
+        per_prompt={"clip_score": clip, "shift": [0.0 if base else 0.1] * len(KINDS)},
+        features=_features(shift, len(KINDS), rng),
+        judge_features=_features(shift, len(KINDS), rng),
+    )
+
+
+def _write_real(run: Run, sketch: Sketch, pictures: dict[str, NDArray[np.uint8]]) -> None:
+    rng = np.random.default_rng(4)
+    train = pictures["dev"][:, ::-1]
+    write_images(run.path / "real" / "train", train)
+    for name, images in {**pictures, "train": train}.items():
+        prompts = np.full(len(images), -1) if name == "train" else np.arange(len(images))
+        features, judge_features = _features(0.3, len(images), rng), _features(0.3, len(images), rng)
+        found = Pictures(features=features, judge_features=judge_features, prompts=prompts)
+        write_pictures(run, name, found)
 
 
 def _paired_only(evaluation: Evaluation) -> Evaluation:
@@ -272,6 +332,9 @@ def _write_result(run: Run, sketch: Sketch, pictures: NDArray[np.uint8], rng: An
             seconds=1312.0,
         )
     )
+    if sketch.training_seeds > 1:
+        default = candidates[0]
+        run.write_floor(measure_floor([e.scores for e in run.evaluations(default, "test")]))
     winner = next(candidate for candidate in candidates if candidate.label == sketch.winner)
     from bench import yaml
 
@@ -282,12 +345,14 @@ def _candidate(run: Run, sketch: Sketch, label: str, pictures: NDArray[np.uint8]
     number = 0 if label == "default" else int(label)
     config, records, evaluations = config_of(number), [], []
     for seed in range(1, sketch.training_seeds + 1):
-        folder = run.confirm_folder(label, config.epochs, seed)
+        folder = run.confirm_folder(label, seed)
         start_trial(folder, config.model_copy(update={"seed": seed}), "confirm")
         shift = _shift(sketch, number) + float(rng.normal(0, 0.004))
-        evaluations.append(
-            _write_evaluation(epoch_folder(folder, config.epochs), sketch, shift, pictures, rng)
-        )
+        _write_evaluation(epoch_folder(folder, config.epochs), sketch, shift, pictures, rng)
+        test, probe = (exam_folder(folder, config.epochs, split) for split in ("test", "probe"))
+        evaluations.append(_write_evaluation(test, sketch, shift, pictures, rng))
+        probes = np.resize(pictures, (len(KINDS), *pictures.shape[1:]))
+        write_evaluation(probe, _probe_evaluation(shift, rng), probes)
         end_trial(folder, "complete", 70.0)
         records.append(folder.name)
     values = {name: [entry.scores[name].value for entry in evaluations] for name in BASE_VALUES}
@@ -296,9 +361,13 @@ def _candidate(run: Run, sketch: Sketch, label: str, pictures: NDArray[np.uint8]
         label=label,
         config=config,
         records=tuple(records),
-        scores={name: replace(first[name], value=float(np.mean(values[name]))) for name in BASE_VALUES},
+        scores={name: replace(first[name], value=float(np.mean(values[name]))) for name in BASE_VALUES}
+        | _probe_evaluation(_shift(sketch, number), rng).scores,
         seed_spread={
             name: float(np.std(values[name], ddof=1)) if len(evaluations) > 1 else float("nan")
             for name in BASE_VALUES
         },
+        search=evaluations[0].scores,
+        search_epochs=config.epochs,
+        by_epoch={config.epochs: evaluations[0].scores},
     )

@@ -7,17 +7,15 @@ what it would have given alone, whatever its neighbours.
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler
 
 from bench.base import BaseModel, TextEmbedding, TrainingData, concatenate
 from bench.config import TrialConfig
+from bench.denoising import NUM_TIMESTEPS, Batch, DenoisingLoss
 from trainers.lora import Adapter, Slots, save_adapter
 
-NUM_TIMESTEPS = 1000  # of every SDXL
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch.optim.AdamW's
 
 
@@ -44,16 +42,6 @@ class Rung:
     def save_adapter(self, index: int, path: Path) -> None:
         """Write the adapter of config `index` so that diffusers loads it."""
         save_adapter(path, self.adapter(index), self._slots.configs[self.alive.index(index)])
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one step trains on, ordered by slot."""
-
-    latents: torch.Tensor
-    noise: torch.Tensor
-    timesteps: torch.Tensor
-    text: TextEmbedding
 
 
 def train(
@@ -102,7 +90,7 @@ def _step(
     data: TrainingData,
     slots: Slots,
     optimizer: "AdamW",
-    objective: "DenoisingLoss",
+    objective: DenoisingLoss,
     step: int,
 ) -> torch.Tensor:
     """One update of all slots; returns their losses (K,), not yet synchronised with the host."""
@@ -166,25 +154,6 @@ def _keep(slots: Slots, optimizer: "AdamW", alive: Sequence[int], staying: set[i
         slots.keep(kept)
         optimizer.keep(kept)
     return [alive[slot] for slot in kept]
-
-
-class DenoisingLoss:
-    """Mean squared error of the predicted noise (or velocity, as the base's scheduler says), per sample.
-
-    Ho et al. 2020 (arXiv 2006.11239), eq. 14; velocity: Salimans & Ho 2022 (arXiv 2202.00512).
-    """
-
-    def __init__(self, base: BaseModel) -> None:
-        self._base = base
-        self._scheduler = DDPMScheduler.from_config(base.scheduler_config)
-
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        noisy = self._scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-        prediction = self._base.predict(noisy, batch.timesteps, batch.text)
-        target = batch.noise
-        if self._scheduler.config.prediction_type == "v_prediction":
-            target = self._scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
-        return (prediction - target).square().flatten(1).mean(dim=1)
 
 
 class AdamW:

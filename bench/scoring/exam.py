@@ -1,4 +1,4 @@
-"""Exam: what every adapter draws on one held-out split, and what it is measured against."""
+"""Exam: what every adapter draws on one split, and what it is measured against."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,38 +9,55 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.base import BaseModel, TextEmbedding, fit
-from bench.dataset import Dataset
+from bench.dataset import Dataset, Example
 from bench.errors import TrialError
-from bench.prompts import Prompt
+from bench.prompts import Prompt, scored_text
 from bench.run import (
+    THUMBNAIL,
     Evaluation,
+    Pictures,
     Run,
     Split,
     has_evaluation,
     image_files,
     read_evaluation,
     write_evaluation,
-    write_real_features,
+    write_images,
+    write_pictures,
 )
-from bench.scoring.embed import Scorer, inception_features
+from bench.scoring.embed import FeatureNetwork, Scorer, inception_features
 from bench.scoring.generate import generate
-from bench.scoring.measure import Reference, check_images, evaluate
+from bench.scoring.losses import LossGap
+from bench.scoring.measure import Reference, View, check_images, evaluate, evaluate_probes
 from bench.space import Sampler
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Networks:
+    """What looks at images: the scorer chooses, the judge, where there is one, confirms."""
+
+    scorer: Scorer
+    judge: FeatureNetwork | None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
 class Exam:
     """The prompts of one split, ready to be drawn, with the base's own images of them."""
 
+    split: Split
     base: BaseModel
-    scorer: Scorer
+    networks: Networks
     sampler: Sampler
     text: TextEmbedding
     """One row an image: prompt by prompt, seed by seed."""
     empty: TextEmbedding
     seeds: tuple[int, ...]
+    kinds: tuple[str, ...]
+    """Of each prompt."""
     reference: Reference
     base_images: NDArray[np.uint8] | None
+    loss_gap: LossGap | None = None
+    """Measured on the adapters too, of probes."""
 
     @property
     def num_images(self) -> int:
@@ -55,10 +72,16 @@ class Exam:
     def score(self, images: NDArray[np.uint8]) -> Evaluation:
         """One adapter's images -> its Evaluation; raises TrialError for images that must not be scored."""
         check_images(images, self.base_images, self.reference.num_seeds)
-        evaluation = evaluate(images, self.reference, self.scorer)
+        evaluation = self._evaluate(images)
         if any(not np.isfinite(score.value) for score in evaluation.scores.values()):
             raise TrialError("a score is not a finite number")
         return evaluation
+
+    def _evaluate(self, images: NDArray[np.uint8]) -> Evaluation:
+        scorer, judge = self.networks.scorer, self.networks.judge
+        if self.split == "probe":
+            return evaluate_probes(images, self.reference, self.kinds, scorer, judge)
+        return evaluate(images, self.reference, scorer, judge)
 
 
 def prepare(
@@ -67,51 +90,109 @@ def prepare(
     prompts: Sequence[Prompt],
     dataset: Dataset,
     base: BaseModel,
-    scorer: Scorer,
+    networks: Networks,
+    loss_gap: LossGap | None = None,
 ) -> Exam:
     """The Exam of a split; draws and scores the base's images unless the run folder holds them."""
-    pictures = dataset.dev if split == "dev" else dataset.test
     num_seeds = len(prompts[0].seeds)
     texts = [prompt.text for prompt in prompts]
-    pixels = np.stack([fit(example.image(), base.resolution) for example in pictures])
-    real = scorer.embed_images(pixels)
-    rows = {example.digest: row for row, example in enumerate(pictures)}
-    reference = Reference(
-        text_features=scorer.embed_texts(texts),
-        num_seeds=num_seeds,
-        true_features=real[[rows[prompt.example.digest] for prompt in prompts if prompt.example]],
-        real_features=real,
-        base=None,
-        extractor=scorer.name,
-        inception_real=inception_features(pixels),
-    )
     exam = Exam(
+        split=split,
         base=base,
-        scorer=scorer,
+        networks=networks,
         sampler=run.space.sampler,
         text=base.encode_prompts(texts)[np.repeat(np.arange(len(texts)), num_seeds)],
         empty=base.encode_empty(),
         seeds=tuple(seed for prompt in prompts for seed in prompt.seeds),
-        reference=reference,
+        kinds=tuple(prompt.kind for prompt in prompts),
+        reference=_reference(run, split, prompts, dataset, base, networks),
         base_images=None,
+        loss_gap=loss_gap,
     )
-    write_real_features(run, split, real, reference.picture_prompts)
     images, evaluation = _base_evaluation(run, split, exam)
-    reference = replace(reference, base=evaluation, inception_base=inception_features(images))
+    inception = inception_features(images) if split in ("dev", "test") else None
+    reference = replace(exam.reference, base=evaluation, inception_base=inception)
     return replace(exam, base_images=images, reference=reference)
+
+
+def write_training_pictures(run: Run, dataset: Dataset, base: BaseModel, networks: Networks) -> None:
+    """Their features, and small copies to be shown; nothing where the folder holds them."""
+    if run.pictures("train") is not None:
+        return
+    pixels = _pixels(dataset.train, base.resolution)
+    small = [_thumbnail(image) for image in pixels]
+    write_images(run.path / "real" / "train", np.stack(small))
+    write_pictures(run, "train", _features(pixels, networks))
+
+
+def _reference(
+    run: Run,
+    split: Split,
+    prompts: Sequence[Prompt],
+    dataset: Dataset,
+    base: BaseModel,
+    networks: Networks,
+) -> Reference:
+    scorer, judge = networks.scorer, networks.judge
+    train = run.pictures("train")
+    assert train is not None
+    reference = Reference(
+        text_features=scorer.embed_texts([scored_text(p.text, run.space.trigger) for p in prompts]),
+        num_seeds=len(prompts[0].seeds),
+        scorer=View(extractor=scorer.name, true=None, real=None, train=train.features),
+        judge=View(extractor=judge.name, true=None, real=None, train=train.judge_features) if judge else None,
+        base=None,
+    )
+    if split == "probe":
+        return reference
+    pictures = dataset.dev if split == "dev" else dataset.test
+    pixels = _pixels(pictures, base.resolution)
+    real = _features(pixels, networks)
+    rows = {example.digest: row for row, example in enumerate(pictures)}
+    true = [rows[prompt.example.digest] for prompt in prompts if prompt.example]
+    reference = replace(
+        reference,
+        scorer=replace(reference.scorer, true=real.features[true], real=real.features),
+        judge=reference.judge and replace(reference.judge, true=_at(real, true), real=real.judge_features),
+        inception_real=inception_features(pixels),
+    )
+    if split != "floor":
+        write_pictures(run, split, replace(real, prompts=reference.picture_prompts))
+    return reference
+
+
+def _at(pictures: Pictures, rows: list[int]) -> NDArray[np.float32] | None:
+    return None if pictures.judge_features is None else pictures.judge_features[rows]
+
+
+def _features(pixels: NDArray[np.uint8], networks: Networks) -> Pictures:
+    return Pictures(
+        features=networks.scorer.embed_images(pixels),
+        judge_features=networks.judge.embed_images(pixels) if networks.judge else None,
+        prompts=np.full(len(pixels), -1),
+    )
+
+
+def _pixels(examples: Sequence[Example], side: int) -> NDArray[np.uint8]:
+    return np.stack([fit(example.image(), side) for example in examples])
+
+
+def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    side = min(len(image), THUMBNAIL)
+    return fit(Image.fromarray(image), side)
 
 
 def _base_evaluation(run: Run, split: Split, exam: Exam) -> tuple[NDArray[np.uint8], Evaluation]:
     folder = run.base_folder(split)
     if has_evaluation(folder):
-        return np.stack(list(_pixels(folder))), read_evaluation(folder)
+        return np.stack(list(_drawn(folder))), read_evaluation(folder)
     images = exam.draw(1)[0]
     evaluation = exam.score(images)
     write_evaluation(folder, evaluation, images)
     return images, evaluation
 
 
-def _pixels(folder: Path) -> Iterator[NDArray[np.uint8]]:
+def _drawn(folder: Path) -> Iterator[NDArray[np.uint8]]:
     for file in image_files(folder):
         with Image.open(file) as image:
             yield np.asarray(image.convert("RGB"))

@@ -14,10 +14,11 @@ from rich.console import Console
 from bench.base import BaseModel, TrainingData
 from bench.config import TrainingConfig, TrialConfig
 from bench.errors import BenchError, MismatchError, UsageError
+from bench.packs import Trainer
 from bench.run import Run, epoch_folder, image_files, read_evaluation, read_losses
-from bench.session import run_search
-from bench.study import Trainer
+from bench.session import Engine, run_search
 from bench.yaml import read
+from trainers.adapters import attach
 from trainers.loop import Rung, train
 from trainers.lora import load_adapter
 
@@ -35,6 +36,8 @@ SPACE: dict[str, Any] = {
     "prompts": {"dev": 4, "test": 5, "seeds": 2},
     "sampler": {"steps": 2, "guidance": 2},
     "confirm": {"finalists": 1, "seeds": 2},
+    "floor": 2,
+    "judge": "none",
     "trials": 3,
     "slots": 2,
 }
@@ -50,7 +53,8 @@ def search(tmp_path: Path, tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def run(trainer: Trainer = train, seed: int = 0, trials: int | None = None, **fields: Any) -> Run:
         file = tmp_path / "tiny.yaml"
         file.write_text(yaml.safe_dump({**SPACE, "base": str(tiny_sdxl), **fields}))
-        return run_search(str(file), {"trials": trials}, None, tmp_path / "runs", seed, trainer, console)
+        engine = Engine(train=trainer, attach=attach)
+        return run_search(str(file), {"trials": trials}, None, tmp_path / "runs", seed, engine, console)
 
     return run
 
@@ -125,8 +129,10 @@ def test_the_result_rests_on_fresh_seeds_and_unseen_prompts(search: Search) -> N
         assert record.config.seed not in searched
     dev = {prompt.text for prompt in run.metadata.prompts["dev"]}
     assert not dev & {prompt.text for prompt in run.metadata.prompts["test"]}
-    values = {c.label: c.scores["similarity"].value for c in result.candidates}
-    assert result.winner == max(values, key=lambda label: values[label])
+    for record in run.confirmations():
+        assert record.epochs == tuple(e for e in run.space.rungs if e <= record.config.epochs)
+    chosen = {c.label: c.by_epoch[c.config.epochs]["similarity"].value for c in result.candidates}
+    assert result.winner == max(chosen, key=lambda label: chosen[label])
 
 
 def test_the_winner_can_be_trained_again_from_its_file(

@@ -1,0 +1,252 @@
+"""The end of a search: the best few and the default are trained again on fresh seeds, and examined.
+
+What is chosen, epochs and winner, is chosen by the retrainings' scores on the dev prompts. What is
+reported are their scores on the test prompts, which no choice has touched: no winner's curse is in them.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bench import run as runs
+from bench.config import TrainingConfig, TrialConfig
+from bench.errors import StudyError
+from bench.files import replacing, write_text
+from bench.floor import Floor, measure_floor
+from bench.packs import Job, Packs
+from bench.pareto import Point, finalists
+from bench.run import Candidate, Evaluation, Result, Run, Split, TrialRecord
+from bench.scoring.exam import Exam
+from bench.scoring.measure import combine, gain_between
+from bench.scoring.metrics import METRICS, Score, best
+
+FRESH_SEED = 1_000_000
+"""Added to the run's seed for the first confirmation: no trial of the search trains on such a seed."""
+EXAMINED: tuple[Split, ...] = ("test", "probe")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confirmation:
+    """Retrains, chooses and examines; what the run folder holds already is not done again."""
+
+    run: Run
+    packs: Packs
+    exams: Mapping[Split, Exam]
+
+    def confirm(self, seconds: Callable[[], float]) -> Result:
+        """Write result.json, floor.json and winner/, and return the Result.
+
+        `seconds()` have been spent so far. Raises StudyError if no configuration could be confirmed.
+        """
+        searched = found_by(self.run)
+        configs = {"default": self.run.space.default}
+        configs |= {label: self._config(label) for label in searched if label != "default"}
+        self._retrain(configs)
+        chosen = {label: self._with_best_epochs(label, config) for label, config in configs.items()}
+        self._examine(chosen)
+        candidates = [self._candidate(label, chosen[label], searched.get(label)) for label in chosen]
+        result = self._result([candidate for candidate in candidates if candidate], seconds())
+        self._write_floor(chosen["default"])
+        self.run.write_result(result)
+        self._write_winner(result)
+        return result
+
+    def floor(self) -> Floor:
+        """Retrain and examine the default configuration only; write floor.json.
+
+        Raises StudyError if fewer than two of its trainings could be scored.
+        """
+        default = self.run.space.default
+        self._retrain({"default": default})
+        self._examine({"default": default})
+        if (found := self._write_floor(default)) is None:
+            raise StudyError(
+                f"no floor: fewer than 2 trainings of the default could be scored{self._first_failure()}",
+                self.run.path,
+            )
+        return found
+
+    def num_trainings(self, label: str) -> int:
+        space = self.run.space
+        return max(space.confirm.seeds, space.floor) if label == "default" else space.confirm.seeds
+
+    @property
+    def units(self) -> float:
+        """Work to expect, in the units of `Packs`."""
+        space = self.run.space
+        trainings = self.num_trainings("default") + space.confirm.finalists * space.confirm.seeds
+        mean_epochs = sum(space.rungs) / len(space.rungs)
+        dev = self.packs.drawing(self.exams["dev"]) * (len(space.rungs) + 1) / 2
+        rest = sum(self.packs.drawing(self.exams[split]) for split in EXAMINED if split in self.exams)
+        return trainings * (mean_epochs * len(self.packs.data) + dev + rest)
+
+    # Training again
+
+    def _config(self, label: str) -> TrialConfig:
+        return next(record.config for record in self.run.trials() if record.label == label)
+
+    def _retrain(self, configs: Mapping[str, TrialConfig]) -> None:
+        jobs = [job for label, config in configs.items() for job in self._jobs(label, config)]
+        todo = sorted((job for job in jobs if not job.ended), key=lambda job: job.config.epochs)
+        self.packs.progress.total(self.packs.done + self.units * len(todo) / max(1, len(jobs)))
+        self.packs.train(todo, self.exams["dev"], self.run.space.rungs)
+
+    def _jobs(self, label: str, config: TrialConfig) -> list[Job]:
+        jobs = []
+        for number in range(self.num_trainings(label)):
+            folder = self.run.confirm_folder(label, number)
+            ended = (folder / "trial.json").exists() and runs.read_trial(folder).state == "complete"
+            fresh = config.model_copy(update={"seed": self.run.metadata.seed + FRESH_SEED + number})
+            jobs.append(Job(folder=folder, config=fresh, origin="confirm", ended=ended))
+        return jobs
+
+    def _records(self, label: str) -> list[TrialRecord]:
+        """Retrainings that ended well."""
+        folders = [self.run.confirm_folder(label, number) for number in range(self.num_trainings(label))]
+        records = [runs.read_trial(folder) for folder in folders if (folder / "trial.json").exists()]
+        return [record for record in records if record.state == "complete"]
+
+    # Choosing, on the dev prompts
+
+    def _with_best_epochs(self, label: str, config: TrialConfig) -> TrialConfig:
+        """The default keeps its epochs: it is what the search has to beat."""
+        means = self._by_epoch(label)
+        if label == "default" or not means:
+            return config
+        metric = self.run.space.select_by
+        epochs = best(means, metric, lambda epoch: means[epoch][metric].value)
+        return config.model_copy(update={"epochs": epochs})
+
+    def _by_epoch(self, label: str) -> dict[int, dict[str, Score]]:
+        """Epochs at which every retraining was scored -> their scores on the dev prompts."""
+        records = self._records(label)
+        shared = set.intersection(*(set(record.epochs) for record in records)) if records else set()
+        return {
+            epoch: combine([runs.read_evaluation(runs.epoch_folder(r.path, epoch)) for r in records])[0]
+            for epoch in sorted(shared)
+        }
+
+    # Examining, on the test prompts and probes
+
+    def _examine(self, chosen: Mapping[str, TrialConfig]) -> None:
+        for split in EXAMINED:
+            if split not in self.exams:
+                continue
+            adapters = []
+            for label, config in chosen.items():
+                for record in self._records(label):
+                    file = runs.epoch_folder(record.path, config.epochs) / "adapter.safetensors"
+                    adapters.append((file, runs.exam_folder(record.path, config.epochs, split)))
+            self.packs.examine(adapters, self.exams[split])
+
+    def _examined(self, label: str, config: TrialConfig) -> list[tuple[TrialRecord, list[Evaluation]]]:
+        """Retrainings that were scored on every split, with one Evaluation a split."""
+        splits = [split for split in EXAMINED if split in self.exams]
+        found = []
+        for record in self._records(label):
+            folders = [runs.exam_folder(record.path, config.epochs, split) for split in splits]
+            if all(runs.has_evaluation(folder) for folder in folders):
+                found.append((record, [runs.read_evaluation(folder) for folder in folders]))
+        return found
+
+    def _candidate(
+        self, label: str, config: TrialConfig, searched: tuple[int, Evaluation] | None
+    ) -> Candidate | None:
+        examined = self._examined(label, config)
+        if not examined:
+            return None
+        combined = [combine(evaluations) for evaluations in _by_split(examined)]
+        return Candidate(
+            label=label,
+            config=config,
+            records=tuple(record.label for record, _ in examined),
+            scores={name: score for scores, _ in combined for name, score in scores.items()},
+            seed_spread={name: spread for _, spreads in combined for name, spread in spreads.items()},
+            search=searched[1].scores if searched else {},
+            search_epochs=searched[0] if searched else None,
+            by_epoch=self._by_epoch(label),
+        )
+
+    def _result(self, candidates: Sequence[Candidate], seconds: float) -> Result:
+        if not candidates:
+            raise StudyError(f"no configuration could be confirmed{self._first_failure()}", self.run.path)
+        metric = self.run.space.select_by
+        winner = best(candidates, metric, lambda c: c.by_epoch[c.config.epochs][metric].value)
+        gains: dict[str, tuple[float, float]] = {}
+        if candidates[0].label == "default" and winner.label != "default":
+            sides = (_by_split(self._examined(c.label, c.config)) for c in (winner, candidates[0]))
+            for won, default in zip(*sides, strict=True):
+                gains |= gain_between(won, default)
+        return Result(
+            winner=winner.label,
+            candidates=tuple(candidates),
+            select_by=metric,
+            gain_over_default=gains,
+            seconds=seconds,
+        )
+
+    def _first_failure(self) -> str:
+        records = self.run.confirmations() + self.run.trials()
+        reasons = [record.reason for record in records if record.reason]
+        return f"; the first failure: {reasons[0]}" if reasons else ""
+
+    def _write_floor(self, default: TrialConfig) -> Floor | None:
+        examined = self._examined("default", default)
+        trainings = [{name: e.scores[name] for e in found for name in e.scores} for _, found in examined]
+        if len(trainings) < 2:
+            return None
+        bases = [exam.reference.base for split, exam in self.exams.items() if split in ("test", "floor")]
+        drawings = [(base.scores, base.per_prompt) for base in bases if base]
+        floor = measure_floor(trainings, drawings)
+        self.run.write_floor(floor)
+        return floor
+
+    def _write_winner(self, result: Result) -> None:
+        winner = next(c for c in result.candidates if c.label == result.winner)
+        record = next(r for r in self._records(winner.label) if r.label == winner.records[0])
+        source = runs.epoch_folder(record.path, winner.config.epochs) / "adapter.safetensors"
+        with replacing(self.run.path / "winner" / "adapter.safetensors") as temporary:
+            shutil.copyfile(source, temporary)
+        space = self.run.space
+        config = TrainingConfig(
+            **winner.config.model_copy(update={"seed": record.config.seed}).model_dump(),
+            model_name=space.base,
+            dataset_name=self.run.metadata.data,
+            revision=space.revision,
+            resolution=self.packs.base.resolution,
+            dtype=space.dtype,
+            trigger=space.trigger,
+        )
+        write_text(self.run.path / "winner" / "training_config.yaml", config.guide_yaml())
+
+
+def _by_split(examined: Sequence[tuple[TrialRecord, list[Evaluation]]]) -> list[list[Evaluation]]:
+    return [list(evaluations) for evaluations in zip(*(found for _, found in examined), strict=True)]
+
+
+def found_by(run: Run) -> dict[str, tuple[int, Evaluation]]:
+    """Label -> epochs and Evaluation by which the search knows the default and each of its finalists."""
+    records = {record.label: record for record in run.trials() if record.state == "complete"}
+    points = [
+        Point(label=label, epochs=epoch, values=values_of(record, epoch, run.space.objectives))
+        for label, record in records.items()
+        if record.origin != "default"
+        for epoch in record.epochs
+    ]
+    directions = [METRICS[name].direction for name in run.space.objectives]
+    column = run.space.objectives.index(run.space.select_by)
+    chosen = finalists(points, directions, column, run.space.confirm.finalists)
+    found = {point.label: (point.epochs, records[point.label]) for point in chosen}
+    for record in records.values():
+        if record.origin == "default" and record.config.epochs in record.epochs:
+            found = {"default": (record.config.epochs, record)} | found
+    return {
+        label: (epochs, runs.read_evaluation(runs.epoch_folder(record.path, epochs)))
+        for label, (epochs, record) in found.items()
+    }
+
+
+def values_of(record: TrialRecord, epoch: int, objectives: Sequence[str]) -> tuple[float, ...]:
+    """What a recorded trial scored at an epoch, objective by objective."""
+    scores = runs.read_evaluation(runs.epoch_folder(record.path, epoch)).scores
+    return tuple(scores[name].value for name in objectives)

@@ -1,0 +1,71 @@
+"""LossGap: does an adapter predict the noise on its training pictures better than on held-out ones?"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench.base import BaseModel, TextEmbedding, TrainingData, concatenate
+from bench.denoising import Batch, DenoisingLoss
+from bench.scoring import memorization
+from bench.scoring.metrics import Score
+
+TIMESTEPS = (100, 300, 500, 700)
+NUM_PICTURES = 32
+"""Of each set, at most."""
+NOISE_SEED = 20240229
+MAX_BATCH = {"cpu": 64, "mps": 64, "cuda": 256}
+MAX_PIXELS = 8 * 1024**2
+
+
+class LossGap:
+    """The same pictures, timesteps and noises for the base and for every adapter."""
+
+    def __init__(self, base: BaseModel, train: TrainingData, held_out: TrainingData) -> None:
+        self._base = base
+        self._objective = DenoisingLoss(base)
+        self._num_train = min(len(train), NUM_PICTURES)
+        num_held_out = min(len(held_out), NUM_PICTURES)
+        self._latents = torch.cat([train.mean[: self._num_train], held_out.mean[:num_held_out]])
+        self._text = concatenate([train.text[: self._num_train], held_out.text[:num_held_out]])
+        generator = torch.Generator().manual_seed(NOISE_SEED)
+        shape = (len(TIMESTEPS), *self._latents.shape)
+        self._noise = torch.randn(shape, generator=generator).to(base.device)
+        self._base_losses = self.losses(1)[0]
+
+    @torch.no_grad()
+    def losses(self, num_slots: int) -> NDArray[np.float64]:
+        """Loss of each picture, the mean over timesteps, through the attached adapters.
+
+        Shape (num_slots, train + held-out pictures).
+        """
+        samples = min(MAX_BATCH[self._base.device.type], MAX_PIXELS // self._base.resolution**2)
+        size = max(1, samples // num_slots)
+        of_timestep = []
+        for timestep, noise in zip(TIMESTEPS, self._noise, strict=True):
+            parts = [
+                self._objective(self._batch(slice(start, start + size), timestep, noise, num_slots))
+                for start in range(0, len(self._latents), size)
+            ]
+            of_timestep.append(torch.cat([part.view(num_slots, -1) for part in parts], dim=1))
+        mean: NDArray[np.float64] = torch.stack(of_timestep).double().mean(dim=0).cpu().numpy()
+        return mean
+
+    def _batch(self, rows: slice, timestep: int, noise: torch.Tensor, num_slots: int) -> Batch:
+        latents, text = self._latents[rows], self._text[rows]
+        ones = (1,) * (latents.ndim - 1)
+        return Batch(
+            latents=latents.repeat(num_slots, *ones),
+            noise=noise[rows].repeat(num_slots, *ones),
+            timesteps=torch.full((num_slots * len(latents),), timestep, device=latents.device),
+            text=TextEmbedding(text.hidden.repeat(num_slots, 1, 1), text.pooled.repeat(num_slots, 1)),
+        )
+
+    def score(self, losses: NDArray[np.float64]) -> Score:
+        """The gap of one adapter, beyond the base's own."""
+        n = self._num_train
+        value, stderr = memorization.loss_gap(
+            losses[:n], losses[n:], self._base_losses[:n], self._base_losses[n:]
+        )
+        return Score(
+            value=value, stderr=stderr, num_images=len(losses), num_prompts=len(losses), extractor="UNet"
+        )
