@@ -136,8 +136,8 @@ def kernel_distance(
     With `gaussian` it is CMMD (Jayasumana et al. 2024, arXiv 2401.09603) in the unbiased form that the
     paper names; the published code computes the biased one, which is higher by about
     1000·(1 − mean k)·(1/n + 1/m). With `linear` it is the unbiased squared distance of the means.
-    The standard error is `jackknife_stderr(sums.leave_outs(groups))`. Raises UsageError with fewer than two
-    groups in a set.
+    The standard error is `jackknife_stderr(sums.leave_outs(sums.num_groups))`, where groups are numbered
+    without gaps. Raises UsageError with fewer than two groups in a set.
     """
     return KernelSums.of(x, y, x_groups, y_groups, kernel).distance()
 
@@ -169,6 +169,19 @@ def kernel_difference(
         return SCALE * float(np.where(swapped[kept], -terms, terms).sum())
 
     return statistic
+
+
+def kernel_difference_leave_outs(
+    a: Features, b: Features, real: Features, image_prompts: Groups, picture_prompts: Groups
+) -> NDArray[np.float64]:
+    """KD(a, real) − KD(b, real) without each group in turn, shape (groups,), for `jackknife_stderr`.
+
+    Groups are prompts and, unlike in a swap, the real pictures that belong to none: these are a sample too.
+    With as many of them as prompts, an interval that takes them as given covers 85 to 90 % instead of 95 %
+    (tests/validation/coverage.py).
+    """
+    own, other = (KernelSums.of(side, real, image_prompts, picture_prompts) for side in (a, b))
+    return own.leave_outs(own.num_groups) - other.leave_outs(own.num_groups)
 
 
 def fid(x: Features, y: Features) -> float:
