@@ -6,17 +6,24 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics.pairwise import polynomial_kernel
+from torch_fidelity.metric_fid import fid_features_to_statistics
 from torch_fidelity.metric_kid import kid_features_to_metric, mmd2
+from torchmetrics.image.kid import poly_mmd
 
 from bench.errors import UsageError
 from bench.scoring.distance import (
+    Kernel,
     KernelSums,
     fid,
+    fid_caution,
     frechet,
     frechet_leave_outs,
+    gaussian,
     kernel,
     kernel_difference,
+    kernel_difference_leave_outs,
     kernel_distance,
+    linear,
 )
 from bench.scoring.statistics import jackknife_stderr, swap_test
 
@@ -45,6 +52,67 @@ def test_kernel_distance_is_torch_fidelitys_full_estimate() -> None:
     oracle = kid_features_to_metric(*scaled, kid_subset_size=40, kid_subsets=1, verbose=False)
     ours = kernel_distance(x, y, *apart(x, y))
     assert ours == pytest.approx(1000 * oracle["kernel_inception_distance_mean"])
+
+
+def test_kernel_distance_is_that_of_torchmetrics() -> None:
+    x, y = unit(40, 16, 0), unit(40, 16, 1, shift=0.5)
+    oracle = poly_mmd(torch.from_numpy(x * 4), torch.from_numpy(y * 4))
+    assert kernel_distance(x, y, *apart(x, y)) == pytest.approx(1000 * float(oracle))
+
+
+def test_gaussian_form_is_cmmd_without_the_diagonal() -> None:
+    """The published code takes means over all pairs, i = i included: a V-statistic."""
+    x, y = unit(13, 16, 0), unit(9, 16, 1, shift=2)
+
+    def mean(a: Array, b: Array, skip_equal: bool) -> float:
+        values = [
+            np.exp(-np.square(p - q).sum() / (2 * 10**2))
+            for i, p in enumerate(a)
+            for j, q in enumerate(b)
+            if not (skip_equal and i == j)
+        ]
+        return float(np.mean(values))
+
+    oracle = 1000 * (mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False))
+    published = 1000 * (mean(x, x, False) + mean(y, y, False) - 2 * mean(x, y, False))
+    ours = kernel_distance(x, y, *apart(x, y), gaussian)
+    assert ours == pytest.approx(oracle)
+    assert published > ours
+    diagonal = 1000 * ((1 - mean(x, x, True)) / 13 + (1 - mean(y, y, True)) / 9)
+    assert published - diagonal == pytest.approx(ours)
+
+
+def test_gaussian_form_is_all_but_the_centroids() -> None:
+    x, y = unit(30, 16, 0), unit(30, 16, 1, shift=2)
+    centroids = kernel_distance(x, y, *apart(x, y), linear)
+    assert kernel_distance(x, y, *apart(x, y), gaussian) == pytest.approx(centroids / 100, rel=0.02)
+
+
+def test_linear_form_is_the_unbiased_distance_of_centroids() -> None:
+    x, y = unit(13, 16, 0), unit(9, 16, 1, shift=1)
+    shift = np.square(x.mean(axis=0) - y.mean(axis=0)).sum()
+    noise = x.var(axis=0, ddof=1).sum() / 13 + y.var(axis=0, ddof=1).sum() / 9
+    assert kernel_distance(x, y, *apart(x, y), linear) == pytest.approx(1000 * (shift - noise))
+
+
+@pytest.mark.parametrize("of", [kernel, gaussian, linear])
+def test_rows_may_come_in_any_order(of: Kernel) -> None:
+    x, y, rng = unit(24, 8, 0), unit(15, 8, 1), np.random.default_rng(0)
+    x_groups, y_groups = np.repeat(np.arange(12), 2), np.arange(3, 18)
+    rows, columns = rng.permutation(24), rng.permutation(15)
+    shuffled = KernelSums.of(x[rows], y[columns], x_groups[rows], y_groups[columns], of)
+    sums = KernelSums.of(x, y, x_groups, y_groups, of)
+    assert shuffled.distance() == pytest.approx(sums.distance())
+    np.testing.assert_allclose(shuffled.leave_outs(18), sums.leave_outs(18))
+
+
+@pytest.mark.parametrize("of", [kernel, gaussian, linear])
+def test_expectation_is_zero_under_the_null(of: Kernel) -> None:
+    values = [
+        kernel_distance(x, y, *apart(x, y), of)
+        for x, y in ((unit(12, 8, 2 * seed), unit(9, 8, 2 * seed + 1)) for seed in range(300))
+    ]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(300)
 
 
 def test_paired_form_is_torch_fidelitys_u_statistic() -> None:
@@ -137,6 +205,21 @@ def test_kernel_difference_follows_every_swap() -> None:
         assert statistic(kept, swapped) == pytest.approx(values[0] - values[1])
 
 
+def test_leave_outs_of_a_difference_drop_pictures_too() -> None:
+    a, b, real = unit(12, 8, 0), unit(12, 8, 1), unit(9, 8, 2)
+    groups, pictures = np.repeat(np.arange(6), 2), np.r_[np.arange(4), 6:11]
+    leave_outs = kernel_difference_leave_outs(a, b, real, groups, pictures)
+    assert len(leave_outs) == 11
+    for gone, value in enumerate(leave_outs):
+        rows, columns = groups != gone, pictures != gone
+        sides = [kernel_distance(s[rows], real[columns], groups[rows], pictures[columns]) for s in (a, b)]
+        assert value == pytest.approx(sides[0] - sides[1])
+    statistic = kernel_difference(a, b, real, groups, pictures)
+    for gone in range(6):
+        kept = np.flatnonzero(np.arange(6) != gone)
+        assert statistic(kept, np.zeros(6, bool)) == pytest.approx(leave_outs[gone])
+
+
 def test_two_prompts_are_too_few_to_test_a_kernel_distance() -> None:
     with pytest.raises(UsageError, match="at least 3 prompts, got 2"):
         kernel_difference(unit(4, 8, 0), unit(4, 8, 1), unit(5, 8, 2), np.repeat([0, 1], 2), np.arange(5))
@@ -163,7 +246,10 @@ def test_swap_test_of_kernel_distances_keeps_its_level_and_has_power() -> None:
 @pytest.mark.parametrize(("rows", "dim"), [(20, 64), (300, 6)])
 def test_fid_agrees_with_the_matrix_square_root(rows: int, dim: int) -> None:
     x, y = unit(rows, dim, 0), unit(rows + 7, dim, 1, shift=1)
+    first, second = (fid_features_to_statistics(torch.from_numpy(side)) for side in (x, y))
     sigmas = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    np.testing.assert_allclose(first["sigma"], sigmas[0], atol=1e-12)
+    np.testing.assert_allclose(second["mu"], y.mean(axis=0), atol=1e-12)
     root = _root(_root(sigmas[0]) @ sigmas[1] @ _root(sigmas[0]))
     shift = np.square(x.mean(axis=0) - y.mean(axis=0)).sum()
     oracle = shift + np.trace(sigmas[0]) + np.trace(sigmas[1]) - 2 * np.trace(root)
@@ -184,3 +270,10 @@ def test_both_forms_of_fid_agree_where_rows_are_few() -> None:
 def test_fid_of_equal_sets_is_zero() -> None:
     x = unit(24, 32, 0)
     assert fid(x, x) == pytest.approx(0, abs=1e-6)
+
+
+def test_fid_of_few_images_is_mostly_bias() -> None:
+    assert fid_caution(96, 256) == "96 images < 2 × 256 dimensions: mostly bias"
+    assert fid_caution(512, 256) is None
+    x, y = unit(24, 64, 0), unit(24, 64, 1)
+    assert fid(x, y) > 0.5  # drawn alike

@@ -26,7 +26,7 @@ from bench.scoring.embed import (
     inception_features,
     load_scorer,
 )
-from bench.scoring.measure import Reference, evaluate
+from bench.scoring.measure import Reference, View, evaluate
 
 CPU = torch.device("cpu")
 MODEL = {
@@ -294,10 +294,9 @@ def test_inception_scores_join_the_others_under_their_own_extractor(tiny: Scorer
     reference = Reference(
         text_features=unit[::2],
         num_seeds=2,
-        true_features=None,
-        real_features=tiny.embed_images(real),
+        scorer=View(extractor="tiny", true=None, real=tiny.embed_images(real), train=None),
+        judge=None,
         base=None,
-        extractor="tiny",
         inception_real=inception_features(real),
         inception_base=inception_features(images),
     )

@@ -3,7 +3,7 @@ import pytest
 from vendi_score.vendi import score_K
 
 from bench.errors import UsageError
-from bench.scoring.alignment import cosines
+from bench.scoring.alignment import cosines, hessel, image_cosines, percent
 from bench.scoring.diversity import diversity, vendi
 
 
@@ -21,6 +21,25 @@ def test_cosines_are_means_over_the_seeds_of_a_prompt() -> None:
 def test_negative_cosines_are_kept() -> None:
     images = unit(2, 8, 0)
     np.testing.assert_allclose(cosines(images, -images), -1, rtol=1e-6)
+
+
+def test_cosines_do_not_depend_on_the_other_prompts() -> None:
+    images, texts = unit(6, 8, 0), unit(3, 8, 1)
+    alone = [cosines(images[2 * p : 2 * p + 2], texts[p : p + 1])[0] for p in range(3)]
+    np.testing.assert_allclose(cosines(images, texts), alone, rtol=1e-6)
+
+
+def test_published_scales_cut_images_off_before_averaging() -> None:
+    """torchmetrics' CLIPScore: 100·cos of each image, and max(mean, 0) in the end."""
+    raw = image_cosines(unit(64, 8, 0), unit(16, 8, 1))
+    assert raw.shape == (16, 4) and (raw < 0).any()
+    by_torchmetrics = max(float((100 * raw).mean()), 0.0)
+    assert percent(raw).mean() == pytest.approx(by_torchmetrics)
+    ours = [2.5 * max(cosine, 0) for cosine in raw.ravel()]
+    np.testing.assert_allclose(hessel(raw).ravel(), ours)
+    assert hessel(raw).mean() > 2.5 / 100 * by_torchmetrics
+    positive = np.abs(raw)
+    assert hessel(positive).mean() == pytest.approx(2.5 / 100 * percent(positive).mean())
 
 
 def test_equal_images_are_one_image() -> None:
