@@ -1,37 +1,178 @@
-"""Compare: two finished runs -> Comparison, from their folders alone. Pure.
+"""Compare: sides that drew the same prompts from the same noise -> Comparison, from run folders alone. Pure.
 
-What is compared are the two winners, on the test prompts, as they were retrained on fresh seeds.
+A side is the winner of a search or another of its candidates, an adapter file that was scored, or the base
+model. The unit is the prompt: of each, image seeds and trainings are averaged first.
 """
 
+import itertools
 import math
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from bench.errors import MismatchError, MissingError
-from bench.run import Candidate, Evaluation, Result, Run, has_evaluation, read_evaluation
-from bench.scoring.distance import frechet, kernel_difference
-from bench.scoring.metrics import METRICS, Score
-from bench.scoring.statistics import PairedTest, SwapStatistic, holm, paired_test, swap_test
+from bench.config import TrialConfig
+from bench.errors import MismatchError, MissingError, UsageError
+from bench.run import Candidate, Evaluation, Pictures, Run, exam_folder, has_evaluation, read_evaluation
+from bench.scoring.distance import kernel_difference, kernel_difference_leave_outs
+from bench.scoring.measure import UNRELATED, gain_between
+from bench.scoring.metrics import METRICS, Metric, Score, judged
+from bench.scoring.preservation import Preservation, preserved
+from bench.scoring.statistics import PairedTest, SwapStatistic, holm, jackknife_stderr, paired_test, swap_test
 
 ALPHA = 0.05
-FRECHET_RESAMPLES = 499
-"""Each swap costs two Fréchet distances a training; enough for p = 0.002."""
-SWAPPED = ("kd", "fid", "drift")
-"""Distances between the features that an Evaluation holds."""
-SHORT = 24
+PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "timm", "torch-fidelity")
+"""They draw and score: their major and minor versions must agree. Device and machine need not."""
+SHORT = 40
+CHANGE = "clip_change"
 
 Outcome = Literal["WIN", "TIE", "LOSS"]
+MIRRORED: dict[Outcome, Outcome] = {"WIN": "LOSS", "TIE": "TIE", "LOSS": "WIN"}
 Groups = NDArray[np.intp]
-Features = NDArray[np.float32]
+Values = NDArray[np.float64]
+
+
+# Sides
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Side:
+    """A model with all that was measured of it."""
+
+    name: str
+    run: Run
+    label: str
+    """`base`, a Candidate's, or an adapter's: one in its run."""
+    config: TrialConfig | None
+    """None of the base and of an adapter file."""
+    trained: bool
+    """False of the base model, which has no noise between trainings."""
+    folders: tuple[Path, ...]
+    """Those of `evaluations`."""
+    evaluations: tuple[Evaluation, ...]
+    """On the test prompts, one a training."""
+    probes: tuple[Evaluation, ...]
+    """The same on the probes; empty if none were drawn."""
+    scores: dict[str, Score]
+    """Means over trainings."""
+    seed_spread: dict[str, float]
+    """Standard deviation between trainings; NaN or nothing where it is not known."""
+
+    @property
+    def num_trainings(self) -> float:
+        """Infinite for the base: another training cannot change it."""
+        return len(self.evaluations) if self.trained else math.inf
+
+    @property
+    def one_training(self) -> bool:
+        """Its noise between trainings is not known."""
+        return self.num_trainings == 1
+
+    @property
+    def preservation(self) -> Preservation | None:
+        """Non-inferiority to the base's CLIP score on unrelated prompts; None where it was not measured."""
+        score = self.scores.get(CHANGE)
+        if not self.trained or score is None:
+            return None
+        return preserved(score.value, score.stderr, score.num_prompts)
+
+    def per_prompt(self, metric: str) -> Values:
+        """One value a prompt, averaged over trainings; of `clip_change` one an unrelated probe."""
+        values = np.array([entry.per_prompt[_column(metric)] for entry in self._drawn(metric)], np.float64)
+        means: Values = values.mean(axis=0)
+        return means[_unrelated(self.run)] if metric == CHANGE else means
+
+    def has_per_prompt(self, metric: str) -> bool:
+        drawn = self._drawn(metric)
+        return bool(drawn) and all(_column(metric) in entry.per_prompt for entry in drawn)
+
+    def _drawn(self, metric: str) -> tuple[Evaluation, ...]:
+        return self.probes if metric == CHANGE else self.evaluations
+
+
+def _column(metric: str) -> str:
+    """Of a change, the base's part cancels in a difference: CLIP scores are all that is needed."""
+    return "clip_score" if metric == CHANGE else metric
+
+
+def _unrelated(run: Run) -> NDArray[np.bool_]:
+    return np.array([record.kind == UNRELATED for record in run.metadata.prompts.get("probe", ())], bool)
+
+
+def winner_side(run: Run) -> Side:
+    """The winner of a search, named like its run; raises MissingError for a search without a result."""
+    result = run.result()
+    if result is None:
+        raise MissingError(f"{run.path}: no result yet; `bench search` has to finish first")
+    winner = next(candidate for candidate in result.candidates if candidate.label == result.winner)
+    return replace(candidate_side(run, winner), name=run.metadata.name)
+
+
+def candidate_side(run: Run, candidate: Candidate) -> Side:
+    """Any confirmed configuration, named by its label; raises MissingError for a lost evaluation."""
+    epochs = candidate.config.epochs
+    trainings = [run.path / "confirm" / record for record in candidate.records]
+    folders = tuple(exam_folder(training, epochs, "test") for training in trainings)
+    return Side(
+        name=candidate.label,
+        run=run,
+        label=candidate.label,
+        config=candidate.config,
+        trained=True,
+        folders=folders,
+        evaluations=tuple(map(read_evaluation, folders)),
+        probes=tuple(run.evaluations(candidate, "probe")),
+        scores=candidate.scores,
+        seed_spread=candidate.seed_spread,
+    )
+
+
+def base_side(run: Run) -> Side:
+    """The base model of a run."""
+    return _single(run, "base", trained=False, test=run.base_folder("test"), probe=run.base_folder("probe"))
+
+
+def _single(run: Run, label: str, *, trained: bool, test: Path, probe: Path) -> Side:
+    """A model of which there is one evaluation."""
+    evaluation = read_evaluation(test)
+    probes = (read_evaluation(probe),) if has_evaluation(probe) else ()
+    scores = dict(evaluation.scores)
+    for entry in probes:
+        scores |= entry.scores if trained else _unchanged(run, evaluation.scores)
+    return Side(
+        name=label,
+        run=run,
+        label=label,
+        config=None,
+        trained=trained,
+        folders=(test,),
+        evaluations=(evaluation,),
+        probes=probes,
+        scores=scores,
+        seed_spread={},
+    )
+
+
+def _unchanged(run: Run, scores: dict[str, Score]) -> dict[str, Score]:
+    """The base's change from itself: none."""
+    count = int(_unrelated(run).sum())
+    if count < 2 or "clip_score" not in scores:
+        return {}
+    images = sum(len(record.seeds) for record in run.metadata.prompts["probe"] if record.kind == UNRELATED)
+    extractor = scores["clip_score"].extractor
+    return {CHANGE: Score(value=0.0, stderr=0.0, num_images=images, num_prompts=count, extractor=extractor)}
+
+
+# Comparisons
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricComparison:
-    """A's winner minus B's winner in one metric, and what may be said about it."""
+    """A minus B in a metric that is tested, and what may be said about it."""
 
     metric: str
     a: Score
@@ -40,149 +181,217 @@ class MetricComparison:
     stderr: float
     low: float
     high: float
-    """95 % interval; like `stderr` and `p_value` it covers training seeds where there are several."""
+    """95 % interval; like `stderr` and `p_value` it covers training seeds of sides that have several."""
     p_value: float
     p_adjusted: float
-    """Holm's, over all metrics of the comparison."""
+    """Holm's, over the tested metrics of the comparison."""
+    floor: float | None
+    """The difference that luck alone exceeds in 5 % of comparisons; None where it was not measured."""
     verdict: Outcome
-    """From A's point of view, in the metric's direction; TIE unless `p_adjusted` < 0.05."""
+    """From A's point of view, in the metric's direction; TIE unless `p_adjusted` < 0.05 and outside the
+    floor."""
     num_prompts: int
+
+    @property
+    def inside_floor(self) -> bool:
+        return self.floor is not None and abs(self.mean) <= self.floor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
-    """Two winners on the same test prompts."""
+class ShownMetric:
+    """A metric of which values are given and no verdict: it is an alarm, biased, or neither good nor bad."""
 
-    name_a: str
-    name_b: str
-    winner_a: Candidate
-    winner_b: Candidate
-    select_by: str
-    """A's; the metric of the overall verdict."""
-    metrics: tuple[MetricComparison, ...]
-    differences: dict[str, tuple[float, ...]]
-    """For each paired metric, A minus B for every test prompt, averaged over seeds."""
-    seed_noise: bool
-    """Both winners were trained on several seeds, so that errors hold the noise between trainings."""
-    untested: tuple[str, ...]
-    """Metrics that both runs scored and whose features are not in the folders."""
-
-    @property
-    def verdict(self) -> Outcome:
-        return self.main.verdict
-
-    @property
-    def main(self) -> MetricComparison:
-        """The row of `select_by`."""
-        return next(row for row in self.metrics if row.metric == self.select_by)
-
-
-class _Reference(NamedTuple):
-    """What a distance is measured to."""
-
-    features: Features
-    prompts: Groups
-    """The prompt that each row belongs to; a number of its own if to none."""
+    metric: str
+    a: Score | None
+    b: Score | None
+    mean: float | None
+    """A minus B; None where one of them has no score."""
+    stderr: float | None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
-class _Side:
-    """One winner with its retrainings."""
+class Comparison:
+    """Two sides on the same test prompts."""
 
-    run: Run
-    winner: Candidate
-    evaluations: tuple[Evaluation, ...]
+    a: Side
+    b: Side
+    select_by: str
+    """The metric of the overall verdict."""
+    metrics: tuple[MetricComparison, ...]
+    """Those that are tested, in the order of METRICS."""
+    shown: tuple[ShownMetric, ...]
+    differences: dict[str, tuple[float, ...]]
+    """For each paired metric that is tested, A minus B for every prompt."""
+    untested: tuple[str, ...]
+    """Metrics that both sides have a score of, and not what a test needs."""
+    p_value: float
+    """Of the overall verdict: the larger of both rows' `p_adjusted`, by Holm over `num_pairs`."""
+    num_pairs: int = 1
+    """Comparisons that were made at once."""
 
-    def per_prompt(self, metric: str) -> NDArray[np.float64]:
-        """One value a prompt, averaged over training seeds."""
-        values = np.array([evaluation.per_prompt[metric] for evaluation in self.evaluations], np.float64)
-        means: NDArray[np.float64] = values.mean(axis=0)
-        return means
+    def row(self, metric: str | None) -> MetricComparison | None:
+        """Of a tested metric."""
+        return next((row for row in self.metrics if row.metric == metric), None)
+
+    @property
+    def main(self) -> MetricComparison | None:
+        """The row of `select_by`; None if that is a metric which is never tested."""
+        return self.row(self.select_by)
+
+    @property
+    def judge(self) -> MetricComparison | None:
+        """The judge's row of the same metric; None if there was no judge, or it has no such metric."""
+        return self.row(judged(self.select_by))
+
+    @property
+    def one_training(self) -> tuple[Side, ...]:
+        """Sides whose noise between trainings is not known."""
+        return tuple(side for side in (self.a, self.b) if side.one_training)
+
+    @property
+    def floor_known(self) -> bool:
+        return any(row.floor is not None for row in self.metrics)
+
+    @property
+    def verdict(self) -> Outcome:
+        """Of the metric of choice, confirmed by the judge where there is one."""
+        rows = [row for row in (self.main, self.judge) if row]
+        agreed = {row.verdict for row in rows}
+        sure = self.main is not None and self.p_value < ALPHA and len(agreed) == 1
+        return rows[0].verdict if sure else "TIE"
+
+    @property
+    def reason(self) -> str:
+        """Why, in one sentence."""
+        return _reason(self)
 
 
 def compare(run_a: Run, run_b: Run) -> Comparison:
-    """Paired differences of the two winners; raises MismatchError for unlike runs, MissingError.
+    """The winners of two searches, by A's metric of choice; see `compare_sides`."""
+    a, b = winner_side(run_a), winner_side(run_b)
+    return compare_sides(a, b, run_a.space.select_by)
 
-    A WIN or LOSS needs more than luck with prompts: where both winners were trained on several seeds,
-    the noise between trainings is part of every error, interval and p-value.
+
+def compare_sides(a: Side, b: Side, select_by: str) -> Comparison:
+    """Raises MismatchError naming all in which the sides differ that must be alike, MissingError.
+
+    A WIN or LOSS needs more than luck with prompts: where a side was trained several times, the noise
+    between its trainings is part of every error, interval and p-value; and where a noise floor was measured
+    for either run, a difference inside it is a TIE whatever its p-value.
     """
-    result_a, result_b = _result(run_a), _result(run_b)
-    check_comparable(run_a, run_b)
-    a, b = _side(run_a, result_a), _side(run_b, result_b)
+    check_comparable(a.run, b.run)
+    for side, other in ((a, b), (b, a)):
+        if select_by not in side.scores:
+            raise MissingError(
+                f"{side.name} is not scored by {select_by}, by which it is compared with {other.name}"
+            )
     tests, untested = _tests(a, b)
-    if result_a.select_by not in tests:
-        raise MissingError(f"{run_b.path}: not scored by {result_a.select_by}, which {run_a.path} selects by")
-    adjusted = holm([test.p_value for test in tests.values()])
-    rows = [
+    adjusted = holm([test.p_value for test in tests.values()]) if tests else []
+    rows = tuple(
         _row(name, test, p_adjusted, a, b)
         for (name, test), p_adjusted in zip(tests.items(), adjusted, strict=True)
-    ]
+    )
     paired = [name for name in tests if METRICS[name].paired]
+    deciding = [row.p_adjusted for row in rows if row.metric in (select_by, judged(select_by))]
     return Comparison(
-        name_a=run_a.metadata.name,
-        name_b=run_b.metadata.name,
-        winner_a=a.winner,
-        winner_b=b.winner,
-        select_by=result_a.select_by,
-        metrics=tuple(rows),
+        a=a,
+        b=b,
+        select_by=select_by,
+        metrics=rows,
+        shown=tuple(_shown(a, b)),
         differences={name: tuple((a.per_prompt(name) - b.per_prompt(name)).tolist()) for name in paired},
-        seed_noise=min(len(a.evaluations), len(b.evaluations)) > 1,
         untested=untested,
+        p_value=max(deciding, default=1.0),
     )
 
 
+def compare_all(sides: Sequence[Side], select_by: str) -> tuple[Comparison, ...]:
+    """Every pair, in the order of `itertools.combinations`; overall verdicts hold for all pairs together.
+
+    Raises UsageError for sides that are the same, and what `compare_sides` raises.
+    """
+    pairs = list(itertools.combinations(sides, 2))
+    for a, b in pairs:
+        if a.label == b.label and a.run.path.resolve() == b.run.path.resolve():
+            raise UsageError(f"{a.name} and {b.name} are the same: there is nothing to compare")
+    for a, b in pairs:
+        check_comparable(a.run, b.run)
+    found = [compare_sides(a, b, select_by) for a, b in pairs]
+    adjusted = holm([comparison.p_value for comparison in found])
+    return tuple(
+        replace(comparison, p_value=p_value, num_pairs=len(pairs))
+        for comparison, p_value in zip(found, adjusted, strict=True)
+    )
+
+
+# Refusal
+
+
 def check_comparable(run_a: Run, run_b: Run) -> None:
-    """Raises MismatchError naming each thing that must be the same and is not."""
-    a, b = _conditions(run_a), _conditions(run_b)
-    unlike = [f"{name} ({_short(a[name])} and {_short(b[name])})" for name in a if a[name] != b[name]]
+    """Raises MismatchError naming each thing that must be the same and is not, with both values."""
+    unlike = [f"{name} ({_short(a)} and {_short(b)})" for name, a, b in _unlike(run_a, run_b)]
     if unlike:
-        raise MismatchError(f"these runs cannot be compared, they differ in {', '.join(unlike)}")
+        names = f"{_short(run_a.metadata.name)} and {_short(run_b.metadata.name)}"
+        raise MismatchError(f"{names} cannot be compared, they differ in {', '.join(unlike)}")
 
 
-def _conditions(run: Run) -> dict[str, Any]:
-    metadata, space = run.metadata, run.space
-    return {
-        "base_fingerprint": metadata.base_fingerprint,
-        "data_fingerprint": metadata.data_fingerprint,
-        "scorer_fingerprint": metadata.scorer_fingerprint,
-        "prompts_fingerprint": metadata.prompts_fingerprint,
+def _unlike(run_a: Run, run_b: Run) -> Iterator[tuple[str, object, object]]:
+    """What differs, with both values as they are shown."""
+    a, b = run_a.metadata, run_b.metadata
+    for name in ("base", "data", "scorer", "judge"):
+        key = f"{name}_fingerprint"
+        if getattr(a, key) != getattr(b, key):
+            first, second = (f"{getattr(m, name)} {str(getattr(m, key))[:8]}" for m in (a, b))
+            yield name, first, second
+    yield from _unlike_prompts(run_a, run_b)
+    settings, others = _settings(run_a), _settings(run_b)
+    for name in settings:
+        if settings[name] != others[name]:
+            yield name, settings[name], others[name]
+
+
+def _unlike_prompts(run_a: Run, run_b: Run) -> Iterator[tuple[str, object, object]]:
+    """The first text, seeds and kind that differ, of test prompts and of probes."""
+    for split in ("test", "probe"):
+        a, b = (run.metadata.prompts.get(split, []) for run in (run_a, run_b))
+        if len(a) != len(b):
+            yield f"number of {split} prompts", len(a), len(b)
+            continue
+        for field in ("text", "seeds", "kind"):
+            for number, (one, other) in enumerate(zip(a, b, strict=True)):
+                if getattr(one, field) != getattr(other, field):
+                    yield f"{field} of {split} prompt {number}", getattr(one, field), getattr(other, field)
+                    break
+
+
+def _settings(run: Run) -> dict[str, object]:
+    space = run.space
+    settings: dict[str, object] = {
         "sampler.steps": space.sampler.steps,
         "sampler.guidance": space.sampler.guidance,
         "resolution": space.resolution,
         "dtype": space.dtype,
     }
+    versions = run.metadata.versions
+    return settings | {name: ".".join(versions.get(name, "?").split(".")[:2]) for name in PACKAGES}
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    text = " ".join(str(value).split())
     return text if len(text) <= SHORT else text[: SHORT - 1] + "…"
-
-
-def _result(run: Run) -> Result:
-    result = run.result()
-    if result is None:
-        raise MissingError(f"{run.path}: no result yet; `bench search` has to finish first")
-    return result
-
-
-def _side(run: Run, result: Result) -> _Side:
-    winner = next(candidate for candidate in result.candidates if candidate.label == result.winner)
-    return _Side(run=run, winner=winner, evaluations=tuple(run.evaluations(winner, "test")))
 
 
 # Tests
 
 
-def _tests(a: _Side, b: _Side) -> tuple[dict[str, PairedTest], tuple[str, ...]]:
-    """A test for each metric that both winners have, in the order of METRICS; and those without one."""
+def _tests(a: Side, b: Side) -> tuple[dict[str, PairedTest], tuple[str, ...]]:
+    """A test for each tested metric that both sides have, in the order of METRICS; and those without one."""
     tests: dict[str, PairedTest] = {}
     untested = []
-    for name in METRICS:
-        if name not in a.winner.scores or name not in b.winner.scores:
+    for name, metric in METRICS.items():
+        if metric.role != "tested" or name not in a.scores or name not in b.scores:
             continue
-        if METRICS[name].paired and name not in a.evaluations[0].per_prompt:
-            continue  # of probes
-        test = _paired(name, a, b) if METRICS[name].paired else _swapped(name, a, b)
+        test = _paired(metric, a, b) if metric.paired else _swapped(name, a, b)
         if test is None:
             untested.append(name)
         else:
@@ -190,87 +399,76 @@ def _tests(a: _Side, b: _Side) -> tuple[dict[str, PairedTest], tuple[str, ...]]:
     return tests, tuple(untested)
 
 
-def _paired(name: str, a: _Side, b: _Side) -> PairedTest:
-    first, second = a.per_prompt(name), b.per_prompt(name)
+def _paired(metric: Metric, a: Side, b: Side) -> PairedTest | None:
+    if not (a.has_per_prompt(metric.name) and b.has_per_prompt(metric.name)):
+        return None
+    first, second = a.per_prompt(metric.name), b.per_prompt(metric.name)
     if first.shape != second.shape:
         raise MismatchError(
-            f"these runs cannot be compared, they differ in test prompts ({len(first)} and {len(second)})"
+            f"{a.name} and {b.name} cannot be compared, "
+            f"they differ in prompts of {metric.name} ({len(first)} and {len(second)})"
         )
     return paired_test(first - second)
 
 
-def _swapped(name: str, a: _Side, b: _Side) -> PairedTest | None:
-    """Whole prompts are swapped between A and B; None where what it needs is not in the folders."""
-    reference = _reference(name, a.run) if name in SWAPPED else None
-    if reference is None:
+def _swapped(name: str, a: Side, b: Side) -> PairedTest | None:
+    """Kernel distances: whole prompts are swapped between A and B; None without features of all."""
+    pictures = a.run.pictures("test")
+    real = None if pictures is None else _features(name, pictures)
+    first, second = (_of_trainings(name, side) for side in (a, b))
+    if pictures is None or real is None or not first or not second:
         return None
-    num_prompts = len(a.run.metadata.prompts["test"])
-    build = _kernel_statistic if name == "kd" else _frechet_statistic
-    statistics = [
-        build(x.features, y.features, reference, num_prompts)
-        for x, y in _every_pairing(a.evaluations, b.evaluations)
+    # In pairs in which each training of A, and of B, stands equally often: means of pairs are means.
+    pairs = [
+        (first[index % len(first)], second[index % len(second)])
+        for index in range(math.lcm(len(first), len(second)))
     ]
+    num_prompts = len(a.run.metadata.prompts["test"])
+    prompts = np.repeat(np.arange(num_prompts), len(first[0]) // num_prompts)
+    sets = [(x, y, real, prompts, pictures.prompts) for x, y in pairs]
+    leave_outs = np.mean([kernel_difference_leave_outs(*five) for five in sets], axis=0)
+    statistic = _mean_of([kernel_difference(*five) for five in sets], num_prompts)
+    return swap_test(statistic, num_prompts, stderr=jackknife_stderr(leave_outs))
+
+
+def _mean_of(statistics: Sequence[SwapStatistic], num_prompts: int) -> SwapStatistic:
+    """The mean of kernel differences: a sum with one term a prompt, whose sign a swap of it turns.
+
+    The terms follow from one swap each, so that each of thousands of swaps is no more than a product.
+    """
 
     def mean(kept: Groups, swapped: NDArray[np.bool_]) -> float:
         return float(np.mean([statistic(kept, swapped) for statistic in statistics]))
 
-    return swap_test(mean, num_prompts) if name == "kd" else swap_test(mean, num_prompts, FRECHET_RESAMPLES)
+    everyone, one = np.arange(num_prompts), np.eye(num_prompts, dtype=bool)
+    observed = mean(everyone, np.zeros(num_prompts, bool))
+    terms = np.array([observed - mean(everyone, swapped) for swapped in one]) / 2
+
+    def quick(kept: Groups, swapped: NDArray[np.bool_]) -> float:
+        if len(kept) < num_prompts:
+            return mean(kept, swapped)
+        return observed - 2 * float(terms[swapped].sum())
+
+    return quick
 
 
-def _reference(name: str, run: Run) -> _Reference | None:
-    """The base's images for drift, else all held-out real pictures."""
-    from safetensors.numpy import load_file
-
-    if name == "drift":
-        folder = run.base_folder("test")
-        if not has_evaluation(folder):
-            return None
-        features = read_evaluation(folder).features
-        num_prompts = len(run.metadata.prompts["test"])
-        return _Reference(features, np.repeat(np.arange(num_prompts), len(features) // num_prompts))
-    file = run.path / "real" / "test" / "features.safetensors"
-    if not file.exists():
-        return None
-    tensors = load_file(file)
-    return _Reference(tensors["features"], tensors["prompts"])
+def _of_trainings(name: str, side: Side) -> list[NDArray[np.float32]]:
+    """Features of each training's images; none where one of them has none."""
+    found = [_features(name, evaluation) for evaluation in side.evaluations]
+    kept = [features for features in found if features is not None]
+    return kept if len(kept) == len(found) else []
 
 
-def _every_pairing(
-    a: tuple[Evaluation, ...], b: tuple[Evaluation, ...]
-) -> list[tuple[Evaluation, Evaluation]]:
-    """Pairs in which each training of A, and of B, stands equally often: means of pairs are means."""
-    return [(a[index % len(a)], b[index % len(b)]) for index in range(math.lcm(len(a), len(b)))]
+def _features(name: str, of: Evaluation | Pictures) -> NDArray[np.float32] | None:
+    """By the network that measures the metric."""
+    return of.features if name == "kd" else of.judge_features
 
 
-def _kernel_statistic(a: Features, b: Features, reference: _Reference, num_prompts: int) -> SwapStatistic:
-    images = np.repeat(np.arange(num_prompts), len(a) // num_prompts)
-    return kernel_difference(a, b, reference.features, images, reference.prompts)
-
-
-def _frechet_statistic(a: Features, b: Features, reference: _Reference, num_prompts: int) -> SwapStatistic:
-    """FID(a) − FID(b), from inner products taken once for all swaps."""
-    both, fixed = np.concatenate([a, b]).astype(np.float64), reference.features.astype(np.float64)
-    xx, xy, yy = both @ both.T, both @ fixed.T, fixed @ fixed.T
-    rows = np.arange(len(both)).reshape(2, num_prompts, -1)
-
-    def statistic(kept: Groups, swapped: NDArray[np.bool_]) -> float:
-        left_out = np.setdiff1d(np.arange(num_prompts), kept)
-        columns = np.flatnonzero(~np.isin(reference.prompts, left_out))
-        first = swapped[kept].astype(int)
-        x, y = (rows[side, kept].ravel() for side in (first, 1 - first))
-        own = yy[np.ix_(columns, columns)]
-        return frechet(xx[np.ix_(x, x)], xy[np.ix_(x, columns)], own) - frechet(
-            xx[np.ix_(y, y)], xy[np.ix_(y, columns)], own
-        )
-
-    return statistic
-
-
-def _seed_variances(name: str, a: _Side, b: _Side) -> list[tuple[float, int]]:
-    """Variance of each side's mean over training seeds, with its degrees of freedom, where known."""
+def _seed_variances(name: str, a: Side, b: Side) -> list[tuple[float, int]]:
+    """Variance of each side's mean over trainings, with its degrees of freedom, where known."""
     found = []
     for side in (a, b):
-        count, spread = len(side.evaluations), side.winner.seed_spread.get(name, math.nan)
+        count, spread = len(side.evaluations), side.seed_spread.get(name, math.nan)
         if count > 1 and math.isfinite(spread):
             found.append((spread**2 / count, count - 1))
     return found
@@ -299,23 +497,75 @@ def _with_seed_noise(test: PairedTest, variances: list[tuple[float, int]]) -> Pa
     )
 
 
-def _row(name: str, test: PairedTest, p_adjusted: float, a: _Side, b: _Side) -> MetricComparison:
+def _row(name: str, test: PairedTest, p_adjusted: float, a: Side, b: Side) -> MetricComparison:
+    floor = _floor(name, a, b)
     return MetricComparison(
         metric=name,
-        a=a.winner.scores[name],
-        b=b.winner.scores[name],
+        a=a.scores[name],
+        b=b.scores[name],
         mean=test.mean,
         stderr=test.stderr,
         low=test.low,
         high=test.high,
         p_value=test.p_value,
         p_adjusted=p_adjusted,
-        verdict=_outcome(name, test.mean, p_adjusted),
+        floor=floor,
+        verdict=_outcome(name, test.mean, p_adjusted, floor or 0.0),
         num_prompts=test.num_prompts,
     )
 
 
-def _outcome(name: str, mean: float, p_adjusted: float) -> Outcome:
-    if not p_adjusted < ALPHA or mean == 0:
+def _floor(name: str, a: Side, b: Side) -> float | None:
+    """The larger of both runs' floors."""
+    floors = [floor for floor in (a.run.floor(), b.run.floor()) if floor]
+    found = [floor.smallest(name, a.num_trainings, b.num_trainings) for floor in floors]
+    return max((smallest for smallest in found if smallest is not None), default=None)
+
+
+def _outcome(name: str, mean: float, p_adjusted: float, floor: float) -> Outcome:
+    if not p_adjusted < ALPHA or abs(mean) <= floor:
         return "TIE"
-    return "WIN" if (mean > 0) == (METRICS[name].direction == "maximize") else "LOSS"
+    return "WIN" if mean * METRICS[name].sign > 0 else "LOSS"
+
+
+def _shown(a: Side, b: Side) -> Iterator[ShownMetric]:
+    """Metrics of which at least one side has a score, and no verdict is given."""
+    gains = gain_between(a.evaluations, b.evaluations)
+    if a.probes and b.probes:
+        gains |= gain_between(a.probes, b.probes)
+    for name, metric in METRICS.items():
+        first, second = a.scores.get(name), b.scores.get(name)
+        if metric.role != "tested" and (first or second):
+            mean, stderr = gains.get(name, (None, None))
+            yield ShownMetric(metric=name, a=first, b=second, mean=mean, stderr=stderr)
+
+
+# The verdict in words
+
+
+def _reason(comparison: Comparison) -> str:
+    main, judge = comparison.main, comparison.judge
+    label = METRICS[comparison.select_by].label
+    if main is None:
+        return f"{label} is shown without a verdict: it is never tested"
+    if main.verdict == "TIE":
+        return f"the difference is {_doubt(main)}"
+    if judge is not None and judge.verdict == "TIE":
+        return f"the judge does not confirm it: its difference is {_doubt(judge)}"
+    if judge is not None and judge.verdict != main.verdict:
+        return "the judge sees the opposite"
+    if comparison.verdict == "TIE":
+        return f"{_p(comparison.p_value)} after correction for {comparison.num_pairs} comparisons"
+    where = "outside the noise floor" if main.floor is not None else "no noise floor is known"
+    confirmed = "and the judge confirms it" if judge else "and no judge was there to confirm it"
+    return f"{_p(comparison.p_value)} after correction, {where}, {confirmed}"
+
+
+def _doubt(row: MetricComparison) -> str:
+    if row.inside_floor:
+        return "inside the noise floor"
+    return f"no more than chance may give, {_p(row.p_adjusted)} after correction"
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"

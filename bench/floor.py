@@ -36,21 +36,22 @@ class Floor:
     num_prompts: int
     metrics: dict[str, MetricFloor]
 
-    def smallest(self, metric: str, seeds_a: int, seeds_b: int) -> float | None:
+    def smallest(self, metric: str, seeds_a: float, seeds_b: float) -> float | None:
         """The difference between means over `seeds_a` and `seeds_b` trainings that luck alone exceeds in
         5 % of comparisons: t(0.975, k − 1) · s · √(1/a + 1/b), with s the spread between k trainings.
+        `math.inf` is the number of the base model, which no training changes.
 
         All trainings draw the same prompts from the same noise, so that only their seed tells two of one
         configuration apart: s holds all of that. None for a metric that was not measured.
         """
         return self._times(metric, seeds_a, seeds_b, float(student.ppf(1 - ALPHA / 2, self.num_seeds - 1)))
 
-    def detectable(self, metric: str, seeds_a: int, seeds_b: int) -> float | None:
+    def detectable(self, metric: str, seeds_a: float, seeds_b: float) -> float | None:
         """The true difference that exceeds `smallest` in 80 % of such comparisons: t(0.975) + t(0.8)."""
         quantiles = student.ppf([1 - ALPHA / 2, POWER], self.num_seeds - 1)
         return self._times(metric, seeds_a, seeds_b, float(quantiles.sum()))
 
-    def _times(self, metric: str, seeds_a: int, seeds_b: int, factor: float) -> float | None:
+    def _times(self, metric: str, seeds_a: float, seeds_b: float, factor: float) -> float | None:
         found = self.metrics.get(metric)
         return factor * found.seed_spread * math.sqrt(1 / seeds_a + 1 / seeds_b) if found else None
 
