@@ -7,9 +7,10 @@ from bench.errors import UsageError
 
 
 def diversity(features: NDArray[np.float32], num_seeds: int) -> NDArray[np.float64]:
-    """Mean 1 − cosine over the pairs of seeds of each prompt, shape (prompts,), in [0, 2].
+    """Mean 1 − cosine over the pairs of seeds of each prompt, shape (prompts,), in [0, 2]; higher is better.
 
-    `features` are unit features, shape (prompts × seeds, dim), prompt by prompt. Equal images give 0.
+    `features` are unit features, shape (prompts × seeds, dim), prompt by prompt. Equal images give 0. It is
+    unbiased at any number of seeds, and its standard error is that of a mean over prompts.
     Raises UsageError with fewer than two seeds. Noise is diverse too: never optimise this alone.
     """
     kernels = _kernels(features, num_seeds)
@@ -22,7 +23,8 @@ def vendi(features: NDArray[np.float32], num_seeds: int) -> NDArray[np.float64]:
     """Vendi score of each prompt's seeds, shape (prompts,): effective number of images, in [1, seeds].
 
     exp(−Σ λ log λ) over the eigenvalues λ of K/n with the cosine kernel (Friedman & Dieng 2022,
-    arXiv 2210.02410). Comparable only at one number of seeds. Raises UsageError with fewer than two.
+    arXiv 2210.02410); higher is better. `features` as for `diversity`; the standard error is that of a mean
+    over prompts. Comparable only at one number of seeds. Raises UsageError with fewer than two.
     """
     eigenvalues = np.linalg.eigvalsh(_kernels(features, num_seeds) / num_seeds)
     positive = np.where(eigenvalues > 1e-12, eigenvalues, 1.0)

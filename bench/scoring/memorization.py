@@ -131,8 +131,9 @@ def authentic(found: Nearest, train: Features, num_seeds: int) -> NDArray[np.flo
 
     AuthPct (Alaa et al. 2022, arXiv 2102.08921), as a share: an image is authentic when it is farther from
     its nearest training picture than that is from its own nearest other training picture. It depends on how
-    dense the training pictures are: read it beside the base's. The standard error is that of a mean over
-    prompts. Raises UsageError with fewer than two training pictures.
+    dense the training pictures are (a copy of a picture that has a duplicate counts as authentic): read it
+    beside the base's. The standard error is that of a mean over prompts.
+    Raises UsageError with fewer than two training pictures.
     """
     if len(train) < 2:
         raise UsageError(f"authenticity needs at least 2 training pictures, got {len(train)}")
