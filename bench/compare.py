@@ -17,7 +17,16 @@ from scipy.stats import t as student
 
 from bench.config import TrialConfig
 from bench.errors import MismatchError, MissingError, UsageError
-from bench.run import Candidate, Evaluation, Pictures, Run, exam_folder, has_evaluation, read_evaluation
+from bench.run import (
+    Candidate,
+    Evaluation,
+    Pictures,
+    Run,
+    exam_folder,
+    has_evaluation,
+    read_adapter_file,
+    read_evaluation,
+)
 from bench.scoring.distance import kernel_difference, kernel_difference_leave_outs
 from bench.scoring.measure import UNRELATED, gain_between
 from bench.scoring.metrics import METRICS, Metric, Score, judged
@@ -134,6 +143,14 @@ def candidate_side(run: Run, candidate: Candidate) -> Side:
 def base_side(run: Run) -> Side:
     """The base model of a run."""
     return _single(run, "base", trained=False, test=run.base_folder("test"), probe=run.base_folder("probe"))
+
+
+def adapter_side(run: Run, label: str) -> Side:
+    """An adapter file that was scored in a run, named like it; raises MissingError."""
+    folder = run.adapter_folder(label)
+    file = read_adapter_file(folder)
+    side = _single(run, label, trained=True, test=folder / "test", probe=folder / "probe")
+    return replace(side, name=file.stem)
 
 
 def _single(run: Run, label: str, *, trained: bool, test: Path, probe: Path) -> Side:

@@ -43,8 +43,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
+    """See `json_text`."""
+    write_text(path, json_text(data))
+
+
+def json_text(data: dict[str, Any]) -> str:
     """Strict JSON: NaN and infinity become null, so that any reader can load it."""
-    write_text(path, json.dumps(_finite(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return json.dumps(_finite(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:

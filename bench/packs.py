@@ -111,6 +111,8 @@ class Packs:
     on_score: Callable[[Job, int, Evaluation], None] = lambda job, epoch, evaluation: None
     done: float = field(default=0.0, init=False)
     """Units of work done in this session."""
+    refused: dict[Path, str] = field(default_factory=dict, init=False)
+    """Folder -> why the images of the adapter that was examined for it must not be scored."""
 
     # Training
 
@@ -213,6 +215,7 @@ class Packs:
                     evaluation.scores["loss_gap"] = exam.loss_gap.score(losses[slot])
                 runs.write_evaluation(folder, evaluation, drawn[slot])
             except TrialError as error:
+                self.refused[folder] = str(error)
                 self.progress.line(f"{folder}: cannot be scored: {error}")
 
     def _drawn(

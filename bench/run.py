@@ -9,6 +9,8 @@
         epoch-04/               and an Evaluation on the dev prompts with its adapter at every rung
     confirm/0007-seed-1/        the same for a finalist (or `default-…`) retrained on a fresh seed;
         epoch-04/{test,probe}/  at its chosen epoch also Evaluations on prompts the search never saw
+    adapters/3f1c09ab62d4/      an adapter file that was compared, by its SHA-256: adapter.json, and
+        {test,probe}/           Evaluations with it
     floor.json                  the Floor: what trainings of one configuration differ by
     result.json                 the Result: which configuration won, on confirmed scores
     winner/                     adapter.safetensors and training_config.yaml
@@ -222,6 +224,9 @@ class Run:
     def confirm_folder(self, label: str, number: int) -> Path:
         return self.path / "confirm" / f"{label}-seed-{number}"
 
+    def adapter_folder(self, label: str) -> Path:
+        return self.path / "adapters" / label
+
     def evaluations(self, candidate: Candidate, split: Split) -> list[Evaluation]:
         """Those of all retrainings of a candidate at its chosen epoch, on the prompts of `split`."""
         trainings = (self.path / "confirm" / record for record in candidate.records)
@@ -327,6 +332,23 @@ def read_losses(folder: Path) -> "pd.DataFrame":
     file = folder / "losses.csv"
     with reading(file):
         return pd.read_csv(file) if file.exists() else pd.DataFrame({"step": [], "loss": []})
+
+
+# One adapter file's folder
+
+
+def start_adapter(folder: Path, file: Path, digest: str) -> None:
+    """Write adapter.json: where the file lay, and its SHA-256."""
+    write_json(folder / "adapter.json", {"file": str(file), "sha256": digest})
+
+
+def read_adapter_file(folder: Path) -> Path:
+    """Where the adapter file lay; raises MissingError."""
+    if not (folder / "adapter.json").exists():
+        raise MissingError(f"{folder}: no such adapter (no adapter.json in it)")
+    data = read_json(folder / "adapter.json")
+    with reading(folder / "adapter.json"):
+        return Path(data["file"])
 
 
 # One evaluation's folder

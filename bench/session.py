@@ -1,7 +1,8 @@
-"""Sessions: everything a space names is loaded and checked, then a search or a floor runs on its folder."""
+"""Sessions: all that a space names is loaded and checked; a search, a floor or adapters run on its folder."""
 
 import dataclasses
 import datetime
+import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,13 +28,13 @@ from bench.base import (
     target_names,
 )
 from bench.cache import cached
-from bench.confirm import Confirmation
+from bench.confirm import EXAMINED, Confirmation
 from bench.dataset import Dataset, Example, load_dataset
-from bench.errors import MismatchError, UsageError
+from bench.errors import MismatchError, MissingError, TrialError, UsageError
 from bench.packs import Attach, Packs, Progress, Trainer
 from bench.progress import show_progress
 from bench.prompts import Prompt, fingerprint, held_out_prompts, probe_prompts, scored_text
-from bench.run import NAME, Metadata, PromptRecord, Run, Split, write_images
+from bench.run import NAME, Metadata, PromptRecord, Run, Split, start_adapter, write_images
 from bench.scoring.embed import Scorer, load_scorer
 from bench.scoring.exam import Exam, Networks, prepare, write_training_pictures
 from bench.scoring.judge import find_judge
@@ -55,6 +56,8 @@ PACKAGES = (
     "scipy",
     "timm",
 )
+MAX_NAME = 64
+"""Characters of a run's name."""
 REAL: tuple[Split, Split] = ("dev", "test")
 """Splits whose prompts each have a true picture."""
 
@@ -136,6 +139,72 @@ def run_floor(
         packs = _packs(session, engine, progress)
         Confirmation(run=session.run, packs=packs, exams=exams).floor()
     return session.run
+
+
+def run_adapters(
+    space_name: str,
+    overrides: Mapping[str, Any],
+    run_name: str | None,
+    folder: Path,
+    seed: int,
+    engine: Engine,
+    files: Sequence[Path],
+    console: Console,
+) -> Run:
+    """Draw and score adapter files on the test prompts and probes of a space; returns the run they lie in.
+
+    Each is known by the SHA-256 of its file, so that nothing is drawn twice. Raises UsageError for a file
+    that cannot be read or does not fit, TrialError naming a file whose images must not be scored.
+    """
+    space = resolve(load_space(space_name), overrides)
+    digests = _digests(files)
+    name = run_name or f"adapters-{space.name}"[:MAX_NAME]
+    with open_session(space, name, folder, seed, console) as session, show_progress(console) as progress:
+        _check_fit(session.base, engine, files)
+        packs = _packs(session, engine, progress)
+        folders = {file: session.run.adapter_folder(adapter_label(digests[file])) for file in files}
+        for file, into in folders.items():
+            start_adapter(into, file, digests[file])
+        for split in EXAMINED:
+            if session.prompts[split]:
+                exam = session.exam(split, progress)
+                packs.examine([(file, into / split) for file, into in folders.items()], exam)
+            for file, into in folders.items():
+                if reason := packs.refused.get(into / split):
+                    raise TrialError(f"{file}: cannot be scored: {reason}")
+    return session.run
+
+
+def _digests(files: Sequence[Path]) -> dict[Path, str]:
+    """Raises UsageError for two files of the same content."""
+    digests: dict[Path, str] = {}
+    for file in files:
+        digest = file_digest(file)
+        for other, known in digests.items():
+            if digest == known:
+                raise UsageError(f"{other} and {file} are the same adapter: there is nothing to compare")
+        digests[file] = digest
+    return digests
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file; raises MissingError."""
+    if not file.is_file():
+        raise MissingError(f"{file}: no such file")
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def adapter_label(digest: str) -> str:
+    """The name of an adapter's folder."""
+    return digest[:12]
+
+
+def _check_fit(base: BaseModel, engine: Engine, files: Sequence[Path]) -> None:
+    """Fails now, not after the base's images have been drawn."""
+    for file in files:
+        with engine.attach(base, [file]):
+            pass
 
 
 def _packs(session: Session, engine: Engine, progress: Progress) -> Packs:
