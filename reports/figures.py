@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from reports.wording import number, plus_minus
+from reports.wording import MISSING, number, plus_minus
 
 COLOURS = {
     "base": "#8a8f98",
@@ -14,9 +14,11 @@ COLOURS = {
     "sampled": "#56b4e9",
     "a": "#d55e00",
     "b": "#0072b2",
+    "judge": "#009e73",
 }
 SYMBOLS = {"base": "square", "default": "diamond", "winner": "star", "sampled": "circle"}
 NAMES = {"sampled": "trials", "default": "default config"}
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 Z95 = 1.96
 
 
@@ -25,6 +27,24 @@ class Gain(NamedTuple):
     kind: str
     gain: float
     stderr: float
+
+
+class Band(NamedTuple):
+    """A range of gains that luck alone may give."""
+
+    label: str
+    kind: str
+    low: float
+    high: float
+
+
+class Stage(NamedTuple):
+    """One of several measurements of the same candidates, one gain each; None where there is none."""
+
+    name: str
+    symbol: str
+    kind: str
+    gains: list[tuple[float, float] | None]
 
 
 class Mark(NamedTuple):
@@ -54,6 +74,23 @@ class History(NamedTuple):
     base: float | None
 
 
+class EpochLine(NamedTuple):
+    """One candidate: its score after each number of epochs."""
+
+    title: str
+    kind: str
+    chosen: int
+    epochs: list[int]
+    values: list[float]
+    stderrs: list[float]
+
+    def text(self, epoch: int) -> str:
+        if epoch not in self.epochs:
+            return MISSING
+        index = self.epochs.index(epoch)
+        return plus_minus(self.values[index], self.stderrs[index])
+
+
 class Curve(NamedTuple):
     title: str
     kind: str
@@ -71,9 +108,18 @@ class Difference(NamedTuple):
     verdict: str
 
 
-def gains(x_title: str, rows: list[Gain]) -> go.Figure:
-    """Gain over the base of each confirmed candidate with its 95 % interval."""
+def gains(x_title: str, rows: list[Gain], bands: list[Band]) -> go.Figure:
+    """Gain over the base of each confirmed candidate with its 95 % interval, and what luck may give."""
     figure = go.Figure()
+    for band in bands:
+        figure.add_vrect(
+            x0=band.low,
+            x1=band.high,
+            fillcolor=COLOURS[band.kind],
+            opacity=0.2,
+            line={"width": 0},
+            layer="below",
+        )
     for row in rows:
         text = plus_minus(row.gain, row.stderr, signed=True)
         figure.add_scatter(
@@ -84,23 +130,86 @@ def gains(x_title: str, rows: list[Gain]) -> go.Figure:
             marker={"size": 13, "color": COLOURS[row.kind], "symbol": SYMBOLS[row.kind]},
             hovertemplate="%{y}<extra></extra>",
         )
+    _base_line(figure)
+    figure.update_xaxes(title=x_title)
+    figure.update_xaxes(range=_gain_range([(row.gain, row.stderr) for row in rows], bands))
+    figure.update_yaxes(range=[len(rows) - 0.5, -0.5], automargin=True, showgrid=False)
+    return laid_out(figure, height=125 + 56 * len(rows), legend=False)
+
+
+def _base_line(figure: go.Figure) -> None:
     figure.add_vline(
         x=0,
         line={"color": COLOURS["base"], "width": 2, "dash": "dot"},
         annotation={"text": "base", "yanchor": "bottom", "y": 1},
     )
-    figure.update_xaxes(title=x_title)
-    figure.update_xaxes(range=_gain_range(rows))
-    figure.update_yaxes(range=[len(rows) - 0.5, -0.5], automargin=True, showgrid=False)
-    return laid_out(figure, height=125 + 56 * len(rows), legend=False)
 
 
-def _gain_range(rows: list[Gain]) -> list[float]:
-    """From the base to every interval, with some room."""
-    ends = [row.gain + side * Z95 * row.stderr for row in rows for side in (-1, 1)]
+def _gain_range(rows: list[tuple[float, float]], bands: list[Band]) -> list[float]:
+    """From the base to every interval and band, with some room."""
+    ends = [gain + side * Z95 * stderr for gain, stderr in rows for side in (-1, 1)]
+    ends += [end for band in bands for end in (band.low, band.high)]
     low, high = min(0.0, *ends), max(0.0, *ends)
     room = 0.05 * (high - low or 1.0)
     return [low - room, high + room]
+
+
+def stages(x_title: str, titles: list[str], data: list[Stage]) -> go.Figure:
+    """For each candidate one line a stage: the same gain as the search, the choice and the test saw it."""
+    figure = go.Figure()
+    for index, stage in enumerate(data):
+        known = [(row, gain) for row, gain in enumerate(stage.gains) if gain]
+        shift = 0.24 * (index - (len(data) - 1) / 2)
+        figure.add_scatter(
+            x=[gain[0] for _, gain in known],
+            y=[row + shift for row, _ in known],
+            error_x={"array": [Z95 * gain[1] for _, gain in known], "thickness": 2, "width": 5},
+            mode="markers",
+            marker={
+                "size": 11,
+                "color": COLOURS[stage.kind],
+                "symbol": stage.symbol,
+                "line": {"width": 2 if stage.symbol.endswith("-open") else 0},
+            },
+            name=stage.name,
+            text=[html.escape(titles[row]) for row, _ in known],
+            hovertemplate="%{text}, " + stage.name + ": %{x:+.4f} ± %{error_x.array:.4f}<extra></extra>",
+        )
+    _base_line(figure)
+    found = [gain for stage in data for gain in stage.gains if gain]
+    figure.update_xaxes(title=x_title)
+    figure.update_xaxes(range=_gain_range(found, []))
+    names = [html.escape(title) for title in titles]
+    figure.update_yaxes(tickvals=list(range(len(titles))), ticktext=names, automargin=True, showgrid=False)
+    figure.update_yaxes(range=[len(titles) - 0.5, -0.5])
+    figure = laid_out(figure, height=190 + 62 * len(titles))
+    return figure.update_layout(legend={"y": 1.12}, margin={"t": 84})
+
+
+def checkpoints(y_title: str, lines: list[EpochLine]) -> go.Figure:
+    """Score against epochs, ± 2 standard errors; the chosen number of epochs is the large mark."""
+    figure = go.Figure()
+    for index, line in enumerate(lines):
+        colour = {"color": COLOURS[line.kind], "dash": DASHES[index % len(DASHES)], "width": 2}
+        figure.add_scatter(
+            x=[epoch + 0.04 * (index - (len(lines) - 1) / 2) for epoch in line.epochs],
+            y=line.values,
+            error_y={"array": [2 * stderr for stderr in line.stderrs], "thickness": 1.5, "width": 4},
+            mode="lines+markers",
+            line=colour,
+            marker={
+                "symbol": SYMBOLS[line.kind],
+                "color": COLOURS[line.kind],
+                "size": [18 if epoch == line.chosen else 8 for epoch in line.epochs],
+            },
+            name=html.escape(line.title),
+            text=[str(epoch) for epoch in line.epochs],
+            hovertemplate="epoch %{text}: %{y:.4f} ± %{error_y.array:.4f} (2 standard errors)",
+        )
+    epochs = sorted({epoch for line in lines for epoch in line.epochs})
+    figure.update_xaxes(title="epochs (large mark: chosen)", tickvals=epochs)
+    figure.update_yaxes(title=y_title)
+    return laid_out(figure, height=400)
 
 
 def tradeoff(data: Tradeoff) -> go.Figure:

@@ -65,17 +65,26 @@ class Grid(NamedTuple):
 
 
 def grid(
-    run: Run, prompts: list[PromptRecord], columns: list[Column], order: list[int], share: float = 1.0
+    run: Run,
+    prompts: list[PromptRecord],
+    columns: list[Column],
+    order: list[int],
+    share: float = 1.0,
+    at_a_glance: int = NUM_AT_A_GLANCE,
 ) -> Grid:
-    """Rows for prompts in `order`, until this grid's share of the page is full."""
+    """Rows for prompts in `order`, until this grid's share of the page is full.
+
+    The images of the first `at_a_glance` stand in the page twice.
+    """
     rows: list[PromptRow] = []
     seeds = min((len(prompt.seeds) for prompt in prompts), default=0)
     left = MAX_CHARACTERS * share
     for index in order[:MAX_PROMPTS]:
         cells = [_cell(column, index, seeds) for column in columns]
-        row = PromptRow(prompts[index].text, [*cells, _real(run, prompts[index])])
+        cells += [_real(run, prompts[index])] if prompts[index].real is not None else []
+        row = PromptRow(prompts[index].text, cells)
         size = sum(len(image.uri) for cell in row.cells for image in cell.thumbnails if image)
-        left -= 2 * size if len(rows) < NUM_AT_A_GLANCE else size
+        left -= 2 * size if len(rows) < at_a_glance else size
         if left < 0:
             break
         rows.append(row)

@@ -13,7 +13,7 @@ from bench.scoring.metrics import METRICS
 from bench.space import modules_to_text
 from reports.figures import COLOURS, laid_out
 from reports.trials import Point, scored
-from reports.wording import number, short, sign
+from reports.wording import number, short
 
 PARAMETERS = ("rank", "alpha", "learning_rate", "dropout", "epochs", "target_modules")
 LOW, HIGH = (138, 155, 173), (213, 94, 0)
@@ -47,7 +47,7 @@ def parallel(points: list[Point], metric: str) -> Parallel:
     axes = [axis for name in PARAMETERS if (axis := _axis(name, known))]
     values = [point.value(metric) for point in known]
     score = _numeric(METRICS[metric].label, values, log=False)
-    strengths = _ranks([sign(METRICS[metric]) * value for value in values])
+    strengths = _ranks([METRICS[metric].sign * value for value in values])
     axes.append(score)
     lines = [
         Line(

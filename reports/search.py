@@ -18,13 +18,16 @@ from bench.run import (
     read_losses,
 )
 from bench.scoring.metrics import METRICS, Score
-from reports import figures, page, parallel, tables
+from bench.scoring.preservation import MARGIN
+from reports import figures, floor, page, parallel, proof, tables
 from reports.images import Column, Grid, column, confirmed_folders, grid
 from reports.trials import Point, best, best_so_far, front, importances, read_points, scored
-from reports.verdict import candidate_of, verdict, winner_of
-from reports.wording import axis_title, capital, direction, settings, trial_name
+from reports.verdict import candidate_of, contests, verdict, winner_of
+from reports.wording import axis_title, direction, settings, trial_name
 
 MAX_CURVE_POINTS = 150
+IMAGES_SHARE = 0.66
+"""Of the page's room for images; the rest is for probes and nearest pairs."""
 TRADEOFFS = ("tradeoff-1", "tradeoff-2", "tradeoff-3")
 
 
@@ -51,14 +54,18 @@ def render(run: Run) -> str:
     points, result = read_points(run), run.result()
     base = {split: _scores(run.base_folder(split)) for split in ("dev", "test")}
     weight = importances(run, points)
+    found = contests(run, result) if result else None
     return page.render(
         "search.html.j2",
         run=run.metadata,
         space=run.space,
         metric=METRICS[run.space.select_by],
-        verdict=verdict(run, result, points),
+        verdict=verdict(run, result, points, found),
         recommended=recommended(run, result) if result else None,
-        confirmed=tables.confirmed(result, base["test"]) if result else None,
+        proof=proof.prove(run, result, found, base["test"]) if result and found else None,
+        floor=floor.floor_table(run, result),
+        margin=MARGIN,
+        floor_missing=floor.missing(run, result),
         grid=images(run, result, points),
         split="test" if result else "dev",
         trials=tables.trials(run.space, points),
@@ -67,7 +74,7 @@ def render(run: Run) -> str:
         costs=tables.costs(run, result),
         space_yaml=yaml.dump(run.space),
         figures={
-            "gains": _gains(result) if result else None,
+            **(proof.proof_figures(result, found) if result and found else {}),
             **_tradeoffs(run, points, base["dev"]),
             "history": _history(run, points, base["dev"]),
             "importances": figures.importances(weight.shares) if weight.shares else None,
@@ -97,7 +104,8 @@ def images(run: Run, result: Result | None, points: list[Point]) -> Grid | None:
     columns += _confirmed_columns(run, result) if result else _dev_columns(run, points)
     prompts = run.metadata.prompts.get(split, [])
     columns = [found for found in columns if found.images]
-    return grid(run, prompts, columns, list(range(len(prompts)))) if columns and prompts else None
+    order = list(range(len(prompts)))
+    return grid(run, prompts, columns, order, IMAGES_SHARE) if columns and prompts else None
 
 
 def _confirmed_columns(run: Run, result: Result) -> list[Column]:
@@ -129,19 +137,6 @@ def _point_folder(run: Run, point: Point) -> Path:
 
 def _scores(folder: Path) -> dict[str, Score]:
     return read_evaluation(folder).scores if has_evaluation(folder) else {}
-
-
-def _gains(result: Result) -> go.Figure | None:
-    metric, rows = METRICS[result.select_by], []
-    for candidate in tables.ranked(result):
-        score = candidate.scores[metric.name]
-        if score.gain is not None and score.gain_stderr is not None:
-            kind = "winner" if candidate.label == result.winner else candidate.label
-            kind = kind if kind in figures.COLOURS else "sampled"
-            title = capital(trial_name(candidate.label))
-            rows.append(figures.Gain(title, kind, score.gain, score.gain_stderr))
-    named = axis_title(metric, winner_of(result).scores[metric.name])
-    return figures.gains(f"gain over the base in<br>{named}<br>{direction(metric)}", rows) if rows else None
 
 
 def _tradeoffs(run: Run, points: list[Point], base: dict[str, Score]) -> dict[str, go.Figure | None]:

@@ -1,24 +1,34 @@
 """Tables of the search report as rows of text."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
+from bench.compare import Comparison
 from bench.run import Candidate, Metadata, Result, Run
-from bench.scoring.metrics import METRICS, Score
+from bench.scoring.alignment import hessel, percent
+from bench.scoring.metrics import INCEPTION, JUDGE, METRICS, QUALITY, Score
 from bench.space import SearchSpace
 from reports.trials import Point
 from reports.wording import (
     MISSING,
-    capital,
     direction,
     duration,
     metric_names,
-    outcome,
+    model_name,
+    number,
     plus_minus,
     qualifier,
     settings,
-    sign,
     trial_name,
 )
+
+NETWORKS = {
+    "The scorer: trials were searched and chosen by it": QUALITY,
+    "The judge: a second network that had no part in any choice": JUDGE,
+    "Inception: the network of the papers": INCEPTION,
+}
 
 
 class Setting(NamedTuple):
@@ -42,24 +52,50 @@ class Heading(NamedTuple):
     question: str
 
 
+class Model(NamedTuple):
+    """One column of a table of scores."""
+
+    title: str
+    kind: str
+    """`base`, `default`, `winner` or `sampled`: decides the colour."""
+    scores: dict[str, Score]
+    verdicts: dict[str, str]
+    """Tested metric -> WIN, TIE or LOSS against the base."""
+
+
 class ScoreCell(NamedTuple):
     text: str
     gain: str
-    outcome: str
-    """`better`, `worse` or `same` than the base; empty where there is no gain."""
+    verdict: str
+    """WIN, TIE or LOSS against the base; empty where none is given."""
+    caution: str
+    note: str
+    """The same value in other words, to be shown on demand."""
 
 
 class ScoreRow(NamedTuple):
-    title: str
-    kind: str
+    """One metric over all models."""
+
+    heading: Heading
+    caution: str
+    """Why no value of the row must be read as it stands."""
     cells: list[ScoreCell]
 
 
-class Confirmed(NamedTuple):
-    headings: list[Heading]
+class ScoreGroup(NamedTuple):
+    title: str
     rows: list[ScoreRow]
+
+
+class Confirmed(NamedTuple):
+    models: list[Model]
+    groups: list[ScoreGroup]
     seed_spread: float | None
     """Of the winner's `select_by` between training seeds."""
+
+    clip_model: str
+    clip_note: str
+    """The CLIP score of that model in the scales that papers print; empty where it is not known."""
 
 
 class TrialCell(NamedTuple):
@@ -102,43 +138,94 @@ def headings(scores: list[dict[str, Score]]) -> list[Heading]:
     ]
 
 
-def confirmed(result: Result, base: dict[str, Score]) -> Confirmed:
-    """Base, default and finalists on the test prompts."""
-    candidates = ranked(result)
-    heads = headings([base, *(candidate.scores for candidate in candidates)])
-    rows = [score_row("Base model", "base", base, heads)] if base else []
-    for candidate in candidates:
-        kind = "winner" if candidate.label == result.winner else "sampled"
-        kind = "default" if candidate.label == "default" else kind
-        rows.append(score_row(capital(trial_name(candidate.label)), kind, candidate.scores, heads))
-    won = next((c for c in candidates if c.label == result.winner), candidates[0])
-    return Confirmed(heads, rows, won.seed_spread.get(result.select_by))
+def models(
+    result: Result, base: dict[str, Score], over_base: Mapping[str, Comparison] | None = None
+) -> list[Model]:
+    """The base, the default, then finalists from the best down."""
+    found = [Model("Base model", "base", base, {})] if base else []
+    for candidate in ranked(result):
+        comparison = (over_base or {}).get(candidate.label)
+        verdicts = {row.metric: str(row.verdict) for row in comparison.metrics} if comparison else {}
+        found.append(
+            Model(model_name(candidate.label), kind_of(candidate, result), candidate.scores, verdicts)
+        )
+    return found
+
+
+def kind_of(candidate: Candidate, result: Result) -> str:
+    if candidate.label == "default":
+        return "default"
+    return "winner" if candidate.label == result.winner else "sampled"
+
+
+def confirmed(
+    result: Result, base: dict[str, Score], over_base: Mapping[str, Comparison] | None = None
+) -> Confirmed:
+    """What says how good the images are, told apart by the network that measured."""
+    shown = models(result, base, over_base)
+    groups = [
+        ScoreGroup(title, rows)
+        for title, metrics in NETWORKS.items()
+        if (rows := score_rows(shown, [metric.name for metric in metrics]))
+    ]
+    won = next((c for c in result.candidates if c.label == result.winner), result.candidates[0])
+    clip = won.scores.get("clip_score")
+    return Confirmed(
+        models=shown,
+        groups=groups,
+        seed_spread=won.seed_spread.get(result.select_by),
+        clip_model=trial_name(won.label),
+        clip_note=clip_scales(clip.value) if clip else "",
+    )
 
 
 def ranked(result: Result) -> list[Candidate]:
     """The default first, then finalists from the best down."""
     name = result.select_by
-    by_score = sorted(result.candidates, key=lambda c: -sign(METRICS[name]) * c.scores[name].value)
+    by_score = sorted(result.candidates, key=lambda c: -METRICS[name].sign * c.scores[name].value)
     return sorted(by_score, key=lambda candidate: candidate.label != "default")
 
 
-def score_row(title: str, kind: str, scores: dict[str, Score], heads: list[Heading]) -> ScoreRow:
-    return ScoreRow(title, kind, [score_cell(head.name, scores.get(head.name)) for head in heads])
+def score_rows(shown: list[Model], names: list[str]) -> list[ScoreRow]:
+    """One row for each of `names` that any of the models was scored by."""
+    heads = {head.name: head for head in headings([model.scores for model in shown])}
+    rows = []
+    for name in names:
+        if name in heads:
+            scores = [model.scores.get(name) for model in shown]
+            cautions = [score.caution for score in scores if score and score.caution]
+            cells = [score_cell(name, model) for model in shown]
+            rows.append(ScoreRow(heads[name], cautions[0] if cautions else "", cells))
+    return rows
 
 
-def score_cell(name: str, score: Score | None) -> ScoreCell:
+def score_cell(name: str, model: Model) -> ScoreCell:
+    score = model.scores.get(name)
     if score is None:
-        return ScoreCell(MISSING, "", "")
-    text = plus_minus(score.value, score.stderr)
-    if score.gain is None:
-        return ScoreCell(text, "", "")
-    gain = plus_minus(score.gain, score.gain_stderr, signed=True)
-    return ScoreCell(text, gain, outcome(METRICS[name], score.gain, score.gain_stderr))
+        return ScoreCell(MISSING, "", "", "", "")
+    return ScoreCell(
+        text=plus_minus(score.value, score.stderr),
+        gain="" if score.gain is None else plus_minus(score.gain, score.gain_stderr, signed=True),
+        verdict=model.verdicts.get(name, ""),
+        caution=score.caution or "",
+        note=clip_scales(score.value) if name == "clip_score" else "",
+    )
+
+
+def clip_scales(value: float) -> str:
+    """A raw CLIP score in the two scales that papers print."""
+    cosine = np.array([value])
+    return (
+        f"raw {number(value, 2)} = {number(float(percent(cosine)[0]), 0)} on the ×100 scale "
+        f"= {number(float(hessel(cosine)[0]), 2)} on Hessel's"
+    )
 
 
 def trials(space: SearchSpace, points: list[Point]) -> TrialTable:
     """Every trial and scored epoch: its searched settings, dev scores and seconds."""
-    heads = headings([point.scores for point in points])
+    quality = {metric.name for metric in QUALITY}
+    scores = [{name: s for name, s in point.scores.items() if name in quality} for point in points]
+    heads = headings(scores)
     searched = [name for name in space.distributions if name != "epochs"]
     columns = ["trial", "epoch", "state", *searched]
     return TrialTable(columns, heads, [_trial_row(point, searched, heads) for point in points])
@@ -169,6 +256,7 @@ def origins(metadata: Metadata) -> list[tuple[str, str]]:
         ("base", f"{metadata.base} ({metadata.base_fingerprint[:12]})"),
         ("data", f"{metadata.data} ({metadata.data_fingerprint[:12]}): {pictures}"),
         ("scorer", f"{metadata.scorer} ({metadata.scorer_fingerprint[:12]})"),
+        ("judge", _judge(metadata)),
         ("prompts", metadata.prompts_fingerprint[:12]),
         ("seed", str(metadata.seed)),
         ("device", metadata.device),
@@ -176,6 +264,12 @@ def origins(metadata: Metadata) -> list[tuple[str, str]]:
         ("started", metadata.created),
         ("versions", ", ".join(f"{name} {version}" for name, version in metadata.versions.items())),
     ]
+
+
+def _judge(metadata: Metadata) -> str:
+    if metadata.judge is None:
+        return "none: no second network confirms what the scorer says"
+    return f"{metadata.judge} ({(metadata.judge_fingerprint or MISSING)[:12]})"
 
 
 def costs(run: Run, result: Result | None) -> list[tuple[str, str]]:

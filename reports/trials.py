@@ -11,7 +11,7 @@ from bench.config import TrialConfig
 from bench.run import Result, Run, State, epoch_folder, read_evaluation
 from bench.scoring import metrics
 from bench.scoring.metrics import METRICS, Score
-from reports.wording import sign, trial_name
+from reports.wording import trial_name
 
 MIN_TRIALS = 4
 """Fewer finished trials say nothing about importances."""
@@ -84,14 +84,14 @@ def best_so_far(points: list[Point], metric: str) -> list[float]:
     running: list[float] = []
     for point in scored(points, metric):
         value = point.value(metric)
-        better = max if sign(METRICS[metric]) > 0 else min
+        better = max if METRICS[metric].sign > 0 else min
         running.append(better(running[-1], value) if running else value)
     return running
 
 
 def front(points: list[Point], first: str, second: str) -> list[Point]:
     """Points that no other point beats in both metrics, by the first."""
-    sign_x, sign_y = sign(METRICS[first]), sign(METRICS[second])
+    sign_x, sign_y = METRICS[first].sign, METRICS[second].sign
     known = sorted(
         scored(points, first, second), key=lambda p: (sign_x * p.value(first), sign_y * p.value(second))
     )
@@ -131,7 +131,7 @@ def _shares(run: Run, points: list[Point]) -> dict[str, float]:
             optuna.create_trial(
                 params=run.space.parameters_of(point.config),
                 distributions=run.space.distributions,
-                value=-sign(metric) * point.value(metric.name),
+                value=-metric.sign * point.value(metric.name),
             )
         )
     return optuna.importance.get_param_importances(study, target=target)

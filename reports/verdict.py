@@ -1,12 +1,18 @@
 """The first sentences of a search report: what won, by how much, how sure that is."""
 
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeVar
 
+from bench.compare import Comparison, MetricComparison, Outcome, base_side, candidate_side, compare_sides
+from bench.errors import BenchError
 from bench.run import Candidate, Result, Run
 from bench.scoring.metrics import METRICS, Metric, Score, title
 from reports.trials import Point, best, scored
-from reports.wording import capital, outcome, plural, plus_minus, sign, trial_name
+from reports.wording import capital, direction, plural, plus_minus, span, trial_name
+
+T = TypeVar("T")
 
 
 class Fact(NamedTuple):
@@ -15,6 +21,17 @@ class Fact(NamedTuple):
     label: str
     value: str
     note: str
+    verdict: str = ""
+    """WIN, TIE or LOSS, where it is a difference."""
+
+
+class Contests(NamedTuple):
+    """What `bench.compare` says of a result."""
+
+    over_base: dict[str, Comparison]
+    """Label of a candidate -> it against the base model."""
+    over_default: Comparison | None
+    """The winner against the default; None if it is the default, or that could not be confirmed."""
 
 
 class Verdict(NamedTuple):
@@ -25,14 +42,15 @@ class Verdict(NamedTuple):
     facts: list[Fact]
 
 
-def verdict(run: Run, result: Result | None, points: list[Point]) -> Verdict:
+def verdict(run: Run, result: Result | None, points: list[Point], found: Contests | None = None) -> Verdict:
+    """`found` are the contests of the result, if they are known already."""
     if result is not None:
-        return _finished(result)
+        return _finished(result, found or contests(run, result))
     if not points:
         return Verdict("open", "Nothing has been tried yet.", "The run folder holds no trial.", [])
-    found = best(points, run.space.select_by)
-    if found:
-        return _unfinished(run, points, found)
+    leading = best(points, run.space.select_by)
+    if leading:
+        return _unfinished(run, points, leading)
     if all(point.state == "failed" for point in points):
         return Verdict("open", "Every trial failed.", _reasons(points), [])
     return Verdict("open", "No trial has been scored yet.", _reasons(points), [])
@@ -46,80 +64,109 @@ def candidate_of(result: Result, label: str) -> Candidate | None:
     return next((candidate for candidate in result.candidates if candidate.label == label), None)
 
 
-def _finished(result: Result) -> Verdict:
+def contests(run: Run, result: Result) -> Contests:
+    """Every candidate against the base, and the winner against the default, on the test prompts."""
+    base = _known(lambda: base_side(run))
+    sides = {c.label: side for c in result.candidates if (side := _known(partial(candidate_side, run, c)))}
+    over_base: dict[str, Comparison] = {}
+    for label, side in sides.items():
+        if base and (found := _known(partial(compare_sides, side, base, result.select_by))):
+            over_base[label] = found
+    won, default = sides.get(result.winner), sides.get("default")
+    if won is None or default is None or won.label == "default":
+        return Contests(over_base, None)
+    return Contests(over_base, _known(lambda: compare_sides(won, default, result.select_by)))
+
+
+def _known(made: Callable[[], T]) -> T | None:
+    """None where a run folder has lost what is needed: the report then says less, and still is one."""
+    try:
+        return made()
+    except BenchError:
+        return None
+
+
+def _finished(result: Result, found: Contests) -> Verdict:
     metric, won = METRICS[result.select_by], winner_of(result)
-    score, lead = won.scores[metric.name], result.gain_over_default.get(metric.name)
-    facts, evidence, name = _facts(score, lead), _evidence(won, result), capital(trial_name(won.label))
-    if outcome(metric, score.gain, score.gain_stderr) == "worse":
-        return Verdict(
-            "tie", "No adapter beats the base model.", f"{name} scored best of them. {evidence}", facts
-        )
+    tone, headline, remark = _headline(won, found)
+    score = won.scores[metric.name]
+    against = [
+        _said("the default config", found.over_default),
+        _said("the base model", found.over_base.get(won.label)),
+    ]
+    detail = [
+        remark,
+        f"{title(metric, score)} {plus_minus(score.value, score.stderr)}, {direction(metric)}.",
+        *against,
+        _evidence(won, score),
+    ]
+    return Verdict(tone, headline, " ".join(text for text in detail if text), _facts(won, metric, found))
+
+
+def _headline(won: Candidate, found: Contests) -> tuple[str, str, str]:
+    """Tone and headline, and a remark where the headline alone would mislead."""
+    name, lead, base = capital(trial_name(won.label)), found.over_default, found.over_base.get(won.label)
+    if base and base.verdict == "LOSS":
+        return "tie", "No adapter beats the base model.", f"{name} was chosen, and is worse than the base."
     if won.label == "default":
-        return Verdict(
-            "tie", "Keep the default config.", f"No setting was shown to beat it. {evidence}", facts
+        return "tie", "Keep the default config.", "No setting did better on the dev prompts after retraining."
+    shown = "No setting was shown to beat the default config."
+    if lead is None:
+        return "tie", shown, f"{name} was chosen, but the default config could not be confirmed."
+    if lead.verdict == "LOSS":
+        return (
+            "tie",
+            "Keep the default config.",
+            f"{name} was chosen on the dev prompts and lost on the test prompts.",
         )
-    if lead and outcome(metric, *lead) == "better" and len(won.records) == 1:
-        return Verdict("tie", f"{name} leads, on one training seed.", evidence, facts)
-    if lead and outcome(metric, *lead) == "better":
-        return Verdict("win", f"{name} wins.", evidence, facts)
-    why = "its lead is within two standard errors" if lead else "the default config could not be confirmed"
-    headline = "No setting was shown to beat the default config."
-    return Verdict("tie", headline, f"{name} scored best, but {why}. {evidence}", facts)
+    if lead.verdict == "TIE":
+        return "tie", shown, f"{name} was chosen on the dev prompts."
+    if len(won.records) == 1:
+        return "tie", f"{name} leads, on one training seed.", ""
+    if base and base.verdict == "TIE":
+        return "tie", f"{name} beats the default config, but was not shown to beat the base.", ""
+    return "win", f"{name} wins.", ""
 
 
-def _evidence(won: Candidate, result: Result) -> str:
-    """The winner's score and gains, and what they rest on."""
-    metric = METRICS[result.select_by]
-    score, lead = won.scores[metric.name], result.gain_over_default.get(metric.name)
-    over = f" and {plus_minus(*lead, signed=True)} against the default config" if lead else ""
+def _said(name: str, comparison: Comparison | None) -> str:
+    return f"Against {name}: {comparison.verdict}, {comparison.reason}." if comparison else ""
+
+
+def _evidence(won: Candidate, score: Score) -> str:
+    """What the numbers rest on, so that nobody reads too much into them."""
+    alone = " What another training seed would change is not known." if len(won.records) == 1 else ""
     return (
-        f"{title(metric, score)} {plus_minus(score.value, score.stderr)}: "
-        f"{_gain(score)} against the base{over}, "
-        f"on {plural(score.num_prompts, 'prompt')} the search never saw, "
-        f"{plural(len(won.records), 'training seed')}.{_doubt(won, metric)}"
+        f"Measured on {plural(score.num_prompts, 'test prompt')} that no choice has touched, with "
+        f"{plural(len(won.records), 'fresh training')}.{alone}"
     )
 
 
-def _gain(score: Score) -> str:
-    return plus_minus(score.gain, score.gain_stderr, signed=True)
-
-
-def _doubt(won: Candidate, metric: Metric) -> str:
-    """What has to be added so that nobody reads too much, or the wrong way, into the numbers."""
-    score = won.scores[metric.name]
-    notes = {
-        "better": " Lower is better." if sign(metric) < 0 else "",
-        "worse": " That is worse than the base.",
-        "same": " It was not shown to beat the base.",
-    }
-    alone = " What another training seed would change is not known." if len(won.records) == 1 else ""
-    return notes[outcome(metric, score.gain, score.gain_stderr)] + alone
-
-
-def _facts(score: Score, lead: tuple[float, float] | None) -> list[Fact]:
-    facts = [
-        Fact("confirmed score", plus_minus(score.value, score.stderr), "± is one standard error"),
-        Fact("against the base", _gain(score), _errors(score.gain, score.gain_stderr)),
-    ]
-    if lead:
-        facts.append(Fact("against the default", plus_minus(*lead, signed=True), _errors(*lead)))
+def _facts(won: Candidate, metric: Metric, found: Contests) -> list[Fact]:
+    score, base = won.scores[metric.name], found.over_base.get(won.label)
+    facts = [Fact("confirmed score", plus_minus(score.value, score.stderr), "± is one standard error")]
+    for label, comparison in (("against the default", found.over_default), ("against the base", base)):
+        if comparison and comparison.main:
+            facts.append(_fact(label, comparison.main, comparison.verdict))
+    judged = [c for c in (found.over_default, base) if c and c.judge]
+    if judged and judged[0].judge:
+        label = "default" if judged[0] is found.over_default else "base"
+        facts.append(_fact(f"the judge, against the {label}", judged[0].judge, judged[0].judge.verdict))
     return facts
 
 
-def _errors(gain: float | None, stderr: float | None) -> str:
-    """How many standard errors a gain is: the plain measure of how sure it is."""
-    if gain is None or not stderr:
-        return "no standard error known"
-    return f"{abs(gain) / stderr:.1f} standard errors"
+def _fact(label: str, row: MetricComparison, outcome: Outcome) -> Fact:
+    decided = plus_minus(row.mean, row.stderr, signed=True)
+    return Fact(label, decided, f"95 %: {span(row.low, row.high)}", outcome)
 
 
 def _unfinished(run: Run, points: list[Point], found: Point) -> Verdict:
     metric = METRICS[run.space.select_by]
     score = found.scores[metric.name]
+    gain = plus_minus(score.gain, score.gain_stderr, signed=True)
     labels = {point.label for point in scored(points, metric.name)}
     detail = (
         f"Best so far: {trial_name(found.label)} at epoch {found.epoch}, {title(metric, score)} "
-        f"{plus_minus(score.value, score.stderr)} ({_gain(score)} against the base) on "
+        f"{plus_minus(score.value, score.stderr)} ({gain} against the base) on "
         f"{plural(score.num_prompts, 'dev prompt')}; "
         f"{plural(len(labels), 'trial')} of {run.space.trials} scored. "
         "The best of many trials is flattered by chance: nothing is confirmed yet. "

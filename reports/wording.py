@@ -33,6 +33,22 @@ def decimals_of(stderr: float) -> int:
     return min(MAX_DECIMALS, max(0, 1 - math.floor(math.log10(stderr))))
 
 
+def significant(value: float | None, digits: int = 2) -> str:
+    """A small number without an exponent, to so many digits: `0.0083`, `−12`."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    return number(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
+
+
+def span(low: float, high: float) -> str:
+    """A 95 % interval with as many decimals as its standard error has: `+0.012 to +0.050`."""
+    stderr = (high - low) / 4
+    decimals = decimals_of(stderr) if math.isfinite(stderr) and stderr > 0 else 3
+    return f"{number(low, decimals, signed=True)} to {number(high, decimals, signed=True)}"
+
+
 def short(value: float) -> str:
     """A setting as people write it: `8`, `0.05`, `1.2e-04`."""
     return f"{value:.1e}" if 0 < abs(value) < 0.01 else f"{value:.3g}"
@@ -66,6 +82,11 @@ def trial_name(label: str) -> str:
     return f"trial {int(label)}" if label.isdecimal() else f"trial {label}"
 
 
+def model_name(label: str) -> str:
+    """As the head of a column or the label of a line: `Default config`, `Trial 7`."""
+    return capital(trial_name(label).removeprefix("the "))
+
+
 def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
@@ -87,14 +108,7 @@ def settings(config: TrialConfig) -> dict[str, str]:
 
 def sign(metric: Metric) -> int:
     """+1 where more is better, −1 where less is."""
-    return 1 if metric.direction == "maximize" else -1
-
-
-def outcome(metric: Metric, difference: float | None, stderr: float | None) -> str:
-    """`better`, `worse`, or `same` where the difference is within two standard errors."""
-    if difference is None or stderr is None or not abs(difference) > 2 * stderr:
-        return "same"
-    return "better" if difference * sign(metric) > 0 else "worse"
+    return metric.sign
 
 
 def qualifier(score: Score) -> str:
