@@ -9,8 +9,9 @@ from peft import LoraConfig
 
 from bench.base import BaseModel, TrainingData
 from bench.config import TrialConfig
+from bench.denoising import DenoisingLoss
 from bench.errors import UsageError
-from trainers.loop import DenoisingLoss, _batch, train
+from trainers.loop import _batch, train
 from trainers.lora import Adapter, SlotModule, Slots, initial_adapter, load_adapter, save_adapter
 
 CONFIGS = [

@@ -1,22 +1,25 @@
 """A whole search on a tiny SDXL, real data, the bundled scorer and a real Optuna database."""
 
 import io
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
 import yaml
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from bench.base import BaseModel, TrainingData
 from bench.config import TrainingConfig, TrialConfig
 from bench.errors import BenchError, MismatchError, UsageError
 from bench.packs import Trainer
 from bench.run import Run, epoch_folder, image_files, read_evaluation, read_losses
-from bench.session import Engine, run_search
+from bench.session import Engine, run_floor, run_search
 from bench.yaml import read
 from trainers.adapters import attach
 from trainers.loop import Rung, train
@@ -33,7 +36,7 @@ SPACE: dict[str, Any] = {
         "target_modules": {"choices": ["attention", "all"]},
     },
     "default": {"rank": 4, "alpha": 8, "learning_rate": "1e-4", "epochs": 2, "batch_size": 20},
-    "prompts": {"dev": 4, "test": 5, "seeds": 2},
+    "prompts": {"dev": 4, "test": 5, "seeds": 2, "training": 2, "altered": 2, "style": 2},
     "sampler": {"steps": 2, "guidance": 2},
     "confirm": {"finalists": 1, "seeds": 2},
     "floor": 2,
@@ -51,12 +54,29 @@ def search(tmp_path: Path, tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> 
     console = Console(file=io.StringIO())
 
     def run(trainer: Trainer = train, seed: int = 0, trials: int | None = None, **fields: Any) -> Run:
-        file = tmp_path / "tiny.yaml"
-        file.write_text(yaml.safe_dump({**SPACE, "base": str(tiny_sdxl), **fields}))
+        file = written(tmp_path / "tiny.yaml", {"base": str(tiny_sdxl), **fields})
         engine = Engine(train=trainer, attach=attach)
         return run_search(str(file), {"trials": trials}, None, tmp_path / "runs", seed, engine, console)
 
     return run
+
+
+@pytest.fixture
+def floor(tmp_path: Path, tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
+    """`floor(**fields)`: run_floor in tmp_path with SPACE changed so."""
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+
+    def run(**fields: Any) -> Run:
+        file = written(tmp_path / "tiny.yaml", {"base": str(tiny_sdxl), **fields})
+        engine = Engine(train=train, attach=attach)
+        return run_floor(str(file), {}, None, tmp_path / "runs", 0, engine, Console(file=io.StringIO()))
+
+    return run
+
+
+def written(file: Path, fields: dict[str, Any]) -> Path:
+    file.write_text(yaml.safe_dump({**SPACE, **fields}))
+    return file
 
 
 def study_of(run: Run) -> optuna.Study:
@@ -133,6 +153,81 @@ def test_the_result_rests_on_fresh_seeds_and_unseen_prompts(search: Search) -> N
         assert record.epochs == tuple(e for e in run.space.rungs if e <= record.config.epochs)
     chosen = {c.label: c.by_epoch[c.config.epochs]["similarity"].value for c in result.candidates}
     assert result.winner == max(chosen, key=lambda label: chosen[label])
+
+
+def test_confirmed_adapters_are_examined_on_three_sets_of_prompts(search: Search) -> None:
+    run = search()
+    result = run.result()
+    assert result is not None
+    for candidate in result.candidates:
+        for split, prompts in run.metadata.prompts.items():
+            evaluations = run.evaluations(candidate, split) if split != "floor" else []
+            for evaluation in evaluations:
+                assert len(evaluation.features) == sum(len(prompt.seeds) for prompt in prompts)
+        assert len(run.evaluations(candidate, "test")) == len(candidate.records) == 2
+        assert {"similarity", "shift", "loss_gap", "clip_change"} <= set(candidate.scores)
+        spread = candidate.seed_spread["similarity"]
+        values = [e.scores["similarity"].value for e in run.evaluations(candidate, "test")]
+        assert spread == pytest.approx(np.std(values, ddof=1))
+    kinds = [prompt.kind for prompt in run.metadata.prompts["probe"]]
+    assert kinds == ["training"] * 2 + ["altered"] * 2 + ["style"] * 2 + ["unrelated"] * 32
+
+
+def test_what_the_search_saw_stands_beside_what_was_confirmed(search: Search) -> None:
+    run = search()
+    result = run.result()
+    assert result is not None
+    for candidate in result.candidates:
+        label = "0000" if candidate.label == "default" else candidate.label
+        assert candidate.search_epochs is not None
+        seen = read_evaluation(epoch_folder(run.trial_folder(int(label)), candidate.search_epochs))
+        assert candidate.search == seen.scores
+        assert set(candidate.by_epoch) == {e for e in run.space.rungs if e <= max(candidate.by_epoch)}
+        assert candidate.config.epochs in candidate.by_epoch
+
+
+def test_a_floor_is_measured_alone_and_a_search_builds_on_it(
+    floor: Search, search: Search, tmp_path: Path
+) -> None:
+    measured = floor(floor=3)
+    found = measured.floor()
+    assert found is not None and found.num_seeds == 3
+    assert found.metrics["similarity"].image_spread is not None
+    trained = {record.label: record.path.stat().st_mtime_ns for record in measured.confirmations()}
+    assert set(trained) == {f"default-seed-{number}" for number in range(3)}
+    run = search(floor=3)
+    assert {r.label: r.path.stat().st_mtime_ns for r in run.confirmations() if r.label in trained} == trained
+    assert run.floor() == found
+
+
+def test_a_search_may_do_without_a_floor(search: Search) -> None:
+    run = search(floor=0)
+    assert "floor" not in run.metadata.prompts
+    assert not run.base_folder("floor").exists()
+
+
+def test_a_confirmed_adapter_that_cannot_be_scored_is_left_out(search: Search, tmp_path: Path) -> None:
+    run = search()
+    first = run.confirmations()[0]
+    folder = epoch_folder(first.path, first.config.epochs)
+    shutil.rmtree(folder / "test")
+    tensors = load_file(folder / "adapter.safetensors")
+    save_file(
+        {key: torch.zeros_like(tensor) for key, tensor in tensors.items()}, folder / "adapter.safetensors"
+    )
+    result = search().result()
+    assert result is not None
+    assert first.label not in {label for candidate in result.candidates for label in candidate.records}
+
+
+def test_a_damaged_adapter_of_a_finalist_is_named(search: Search) -> None:
+    run = search()
+    first = run.confirmations()[0]
+    folder = epoch_folder(first.path, first.config.epochs)
+    shutil.rmtree(folder / "test")
+    (folder / "adapter.safetensors").write_bytes(b"torn")
+    with pytest.raises(UsageError, match="adapter.safetensors: not a readable adapter"):
+        search()
 
 
 def test_the_winner_can_be_trained_again_from_its_file(
