@@ -1,4 +1,4 @@
-"""The bundled base model and scorer load, work together, and stay small."""
+"""The bundled base model, scorer and judge load, work together, and stay small."""
 
 import json
 import warnings
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -18,7 +19,8 @@ with warnings.catch_warnings():
     from diffusers import StableDiffusionXLPipeline
 
 BUILTIN = Path(bench.__file__).parent / "builtin"
-BASE, SCORER, TARGETS = BUILTIN / "emoji-xl", BUILTIN / "scorer", BUILTIN / "emoji"
+BASE, SCORER, JUDGE = (BUILTIN / name for name in ("emoji-xl", "scorer", "judge"))
+TARGETS = BUILTIN / "emoji"
 SAFE_SUFFIXES = {
     "", ".json", ".jsonl", ".md", ".png", ".py", ".pyi", ".safetensors", ".txt", ".typed", ".webp", ".yaml",
 }  # fmt: skip
@@ -107,6 +109,16 @@ def test_a_drawn_picture_fits_its_prompt(pipeline: Any, scorer: tuple[Any, Any, 
     assert right > wrong + 0.1
 
 
+def test_the_judge_is_in_the_format_of_timm() -> None:
+    judge = timm.create_model(f"local-dir:{JUDGE}", pretrained=True).eval()
+    preprocess = timm.data.resolve_model_data_config(judge)
+    assert (list(preprocess["input_size"]), preprocess["crop_pct"]) == ([3, 64, 64], 1.0)
+    with torch.no_grad():
+        features = judge(torch.zeros(2, 3, 64, 64))
+    assert features.shape == (2, 224) and features.isfinite().all()
+    assert (JUDGE / "model.safetensors").stat().st_size < 4_500_000
+
+
 def test_the_tokenizers_know_any_text(scorer: tuple[Any, Any, Any]) -> None:
     tokens = scorer[2](["", "Žluťoučký 漢字 🍎", "word " * 100])
     assert tokens.shape == (3, 32)
@@ -117,11 +129,11 @@ def test_the_tokenizers_know_any_text(scorer: tuple[Any, Any, Any]) -> None:
 def test_bundled_files_hold_no_code_to_run_and_are_small() -> None:
     files = [path for path in BUILTIN.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert {path.suffix for path in files} <= SAFE_SUFFIXES
-    assert sum(path.stat().st_size for path in files) < 36_000_000
+    assert sum(path.stat().st_size for path in files) < 38_500_000
 
 
 def test_weights_are_half_precision() -> None:
-    for path in (*BASE.rglob("*.safetensors"), *SCORER.rglob("*.safetensors")):
+    for path in BUILTIN.rglob("*.safetensors"):
         header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
         dtypes = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
         assert dtypes <= {"F16", "I64"}

@@ -89,6 +89,12 @@ def test_texts_are_those_of_open_clip(tiny: Scorer, folder: Path) -> None:
     np.testing.assert_allclose(tiny.embed_texts(["a red apple"]), oracle, atol=1e-6)
 
 
+def test_texts_that_are_cut_are_counted(tiny: Scorer) -> None:
+    fits, cut = "a " * 14, "a " * 15  # 16 tokens are read, two of them begin and end the text
+    assert tiny.count_cut([]) == tiny.count_cut(["", "a", fits]) == 0
+    assert tiny.count_cut(["", cut, fits, "a " * 200]) == 2
+
+
 def test_batches_do_not_matter(tiny: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"picture {index}" for index in range(6)]
     whole = tiny.embed_images(pictures()), tiny.embed_texts(texts)
@@ -204,6 +210,12 @@ def test_a_hub_scorer_is_loaded_from_its_snapshot(folder: Path, monkeypatch: pyt
 @pytest.fixture(scope="session")
 def scorer() -> Scorer:
     return load_scorer("bundled", CPU)
+
+
+def test_texts_that_the_bundled_scorer_cuts_are_counted(scorer: Scorer) -> None:
+    words = ["red apple", "red " * 30, "red " * 31]
+    assert [scorer.count_cut([text]) for text in words] == [0, 0, 1]
+    assert scorer.count_cut(words) == 1
 
 
 def test_bundled_scorer_tells_pictures_apart_by_their_text(scorer: Scorer) -> None:

@@ -36,6 +36,8 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "bench/builtin/emoji-xl/vae/diffusion_pytorch_model.safetensors",
         "bench/builtin/scorer/open_clip_config.json",
         "bench/builtin/scorer/open_clip_model.safetensors",
+        "bench/builtin/judge/config.json",
+        "bench/builtin/judge/model.safetensors",
         "bench/builtin/emoji/pixel16/train/metadata.jsonl",
         "bench/builtin/emoji/fluent-3d/test/metadata.jsonl",
         "bench/builtin/emoji/streamline/dev/metadata.jsonl",
