@@ -3,19 +3,23 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from bench.errors import BenchError, MissingError, StudyError
+from bench.errors import BenchError, MissingError, StudyError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.compare import Side
     from bench.run import Run
     from bench.session import Engine
 
 RUNS = Path("runs")
+BASE = "base"
+"""The side that is the base model; a run of that name is given as a folder."""
+ADAPTER = ".safetensors"
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -90,19 +94,41 @@ def report(run: Annotated[str, typer.Argument(help="A run's name or folder.")]) 
 
 @app.command()
 def compare(
-    run_a: Annotated[str, typer.Argument(help="A run's name or folder.")],
-    run_b: Annotated[str, typer.Argument(help="Another one.")],
+    sides: Annotated[
+        list[str], typer.Argument(help="Runs, adapter files (.safetensors) or base; 2 or more.")
+    ],
+    fail_on: Annotated[
+        Literal["loss", "tie"] | None,
+        typer.Option(help="Exit with 1 if the first loses against any other (tie: or does not win)."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    space: Annotated[str | None, typer.Option(help="Adapters: the space whose prompts are drawn.")] = None,
+    base: Annotated[str | None, typer.Option(help="Adapters: another base than the space's.")] = None,
+    data: Annotated[str | None, typer.Option(help="Adapters: another data set than the space's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Adapters: name of the run that keeps them.")] = None,
 ) -> None:
-    """Compare the winners of two runs prompt by prompt; write an HTML page beside them."""
-    import reports.compare
-    from bench.compare import compare as compare_runs
+    """Say WIN, TIE or LOSS of the first against each other; write an HTML page.
 
-    a, b = _open(run_a), _open(run_b)
-    comparison = compare_runs(a, b)
-    console = _console()
-    console.print(reports.compare.table(comparison))
-    path = a.path.parent / f"compare-{a.path.name}-{b.path.name}.html"
-    console.print(f"Report: {reports.compare.write(comparison, a, b, path)}", soft_wrap=True)
+    A run, by name or folder, stands for the winner of its search. Adapter files are drawn and scored first,
+    into runs/adapters-SPACE unless --name is given; a noise floor measured there by `bench floor` counts.
+    """
+    import reports.compare
+    from bench.compare import compare_all
+    from bench.files import json_text
+    from reports.compare_json import as_json as plain
+
+    flags = {"space": space, "base": base, "data": data, "name": name}
+    found, folder = _sides(sides, {key: value for key, value in flags.items() if value}, _console(as_json))
+    comparisons = compare_all(found, found[0].run.space.select_by)
+    path = reports.compare.write(found, comparisons, folder / reports.compare.file_name(found))
+    if as_json:
+        print(json_text(plain(found, comparisons, str(path))), end="")
+    else:
+        _console().print(reports.compare.table(found, comparisons))
+        _console().print(f"Report: {path}", soft_wrap=True)
+    fatal = {"loss": {"LOSS"}, "tie": {"LOSS", "TIE"}}.get(fail_on or "", set())
+    if any(comparison.verdict in fatal for comparison in comparisons if comparison.a is found[0]):
+        raise typer.Exit(1)
 
 
 def main() -> None:
@@ -120,6 +146,58 @@ def _report(run: "Run", console: "Console") -> None:
     import reports.search
 
     console.print(f"Report: {reports.search.write(run)}", soft_wrap=True)
+
+
+def _sides(names: list[str], flags: dict[str, str], console: "Console") -> tuple[list["Side"], Path]:
+    """What the arguments of `compare` name, and the folder for the page."""
+    _check_sides(names, flags)
+    runs = {name: _open(name) for name in names if name != BASE and not name.endswith(ADAPTER)}
+    files = [name for name in names if name.endswith(ADAPTER)]
+    adapters = _run_adapters([Path(file) for file in files], flags, console) if files else None
+    first = adapters or next(iter(runs.values()))
+    return _named({name: _side(name, runs.get(name), first) for name in names}), (
+        adapters.path if adapters else first.path.parent
+    )
+
+
+def _check_sides(names: list[str], flags: dict[str, str]) -> None:
+    if len(names) < 2:
+        raise UsageError(f"compare: needs at least two sides, got {' '.join(names)}")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"compare: {twice[0]} is named twice: there is nothing to compare")
+    if flags and not any(name.endswith(ADAPTER) for name in names):
+        raise UsageError(f"--{next(iter(flags))}: only for adapter files ({ADAPTER})")
+
+
+def _side(name: str, run: "Run | None", first: "Run") -> "Side":
+    from bench.compare import adapter_side, base_side, winner_side
+    from bench.session import adapter_label, file_digest
+
+    if run:
+        return winner_side(run)
+    return base_side(first) if name == BASE else adapter_side(first, adapter_label(file_digest(Path(name))))
+
+
+def _named(sides: dict[str, "Side"]) -> list["Side"]:
+    """Sides whose names are the same are called what they were called on the command line."""
+    from dataclasses import replace
+
+    names = [side.name for side in sides.values()]
+    return [
+        replace(side, name=given) if names.count(side.name) > 1 else side for given, side in sides.items()
+    ]
+
+
+def _run_adapters(files: list[Path], flags: dict[str, str], console: "Console") -> "Run":
+    from bench.session import file_digest, run_adapters
+    from trainers.adapters import read_adapter
+
+    for file in files:
+        file_digest(file)
+        read_adapter(file)
+    overrides = {"base": flags.get("base"), "data": flags.get("data")}
+    space, name = flags.get("space", "default"), flags.get("name")
+    return run_adapters(space, overrides, name, RUNS, 0, _engine(), files, console)
 
 
 def _engine() -> "Engine":
@@ -140,7 +218,7 @@ def _open(name: str) -> "Run":
     raise MissingError(f"{name}: no such run; in {RUNS}/ are: {', '.join(known) or 'none'}")
 
 
-def _console() -> "Console":
+def _console(stderr: bool = False) -> "Console":
     from rich.console import Console
 
-    return Console()
+    return Console(stderr=stderr)

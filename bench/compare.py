@@ -571,11 +571,13 @@ def _reason(comparison: Comparison) -> str:
         return f"the judge does not confirm it: its difference is {_doubt(judge)}"
     if judge is not None and judge.verdict != main.verdict:
         return "the judge sees the opposite"
+    pairs = f" for {comparison.num_pairs} pairs" if comparison.num_pairs > 1 else ""
+    p_value = f"{_p(comparison.p_value)} after correction{pairs}"
     if comparison.verdict == "TIE":
-        return f"{_p(comparison.p_value)} after correction for {comparison.num_pairs} comparisons"
-    where = "outside the noise floor" if main.floor is not None else "no noise floor is known"
-    confirmed = "and the judge confirms it" if judge else "and no judge was there to confirm it"
-    return f"{_p(comparison.p_value)} after correction, {where}, {confirmed}"
+        return f"the difference is no more than chance may give, {p_value}"
+    floor = " and outside the noise floor" if main.floor is not None else ", no noise floor being known"
+    confirmed = "the judge confirms it" if judge else "no judge was there to confirm it"
+    return f"the difference is beyond chance ({p_value}){floor}, and {confirmed}"
 
 
 def _doubt(row: MetricComparison) -> str:

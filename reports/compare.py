@@ -1,5 +1,8 @@
-"""The report of a comparison: two winners on the same test prompts -> one HTML file."""
+"""The report of a comparison: two or more sides on the same test prompts -> one HTML file."""
 
+import hashlib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,14 +11,16 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from bench.compare import Comparison, MetricComparison
+from bench.compare import MIRRORED, Comparison, MetricComparison, ShownMetric, Side
 from bench.files import write_text
-from bench.run import Candidate, Run
-from bench.scoring.metrics import METRICS, title
+from bench.run import read_adapter_file
+from bench.scoring.metrics import METRICS, Score, title
 from reports import figures, page, tables
-from reports.images import Column, Grid, column, confirmed_folders, grid
+from reports.images import Column, Grid, column, grid
 from reports.verdict import Fact, Verdict
 from reports.wording import (
+    MISSING,
+    capital,
     decimals_of,
     direction,
     duration,
@@ -25,126 +30,318 @@ from reports.wording import (
     plus_minus,
     qualifier,
     settings,
-    sign,
     trial_name,
 )
 
 NUM_EXTREMES = 4
 """Prompts shown as the best and the worst for A."""
+MAX_NAME, MAX_FILE_NAME = 64, 140
+GROUPS = {"shown": "Shown without a verdict", "alarm": "Alarms: has it copied its training pictures?"}
+KEPT = {
+    "kept": "keeps what it was not trained on",
+    "lost": "has lost some of what it was not trained on",
+    "not shown": "is not shown to keep what it was not trained on",
+}
 
 
 class MetricRow(NamedTuple):
-    """One metric of the comparison as text."""
+    """One tested metric of the comparison as text."""
 
     heading: tables.Heading
     a: str
     b: str
     difference: str
     interval: str
+    floor: str
+    inside_floor: bool
     p_value: str
     p_adjusted: str
     verdict: str
 
 
+class ShownRow(NamedTuple):
+    """One metric without a verdict as text."""
+
+    heading: tables.Heading
+    a: str
+    b: str
+    difference: str
+    caution: str
+
+
+class Pair(NamedTuple):
+    """One comparison, in the words of the page."""
+
+    number: int
+    a: str
+    b: str
+    """Letter and name."""
+    letter: str
+    """B's."""
+    verdict: Verdict
+    rows: list[MetricRow]
+    shown: list[tuple[str, list[ShownRow]]]
+    untested: list[str]
+    kept: list[str]
+    floor_known: bool
+    one_training: bool
+    settings: list[tables.Setting]
+
+
 class SideFacts(NamedTuple):
-    """One run, in the words of the page."""
+    """One side, in the words of the page."""
 
     letter: str
+    kind: str
     name: str
-    winner: str
+    what: str
     facts: list[tuple[str, str]]
 
 
-def write(comparison: Comparison, run_a: Run, run_b: Run, path: Path) -> Path:
-    """Write the report to `path`."""
-    write_text(path, render(comparison, run_a, run_b))
+class Cell(NamedTuple):
+    """A row's verdict against a column, in the matrix of pairs."""
+
+    verdict: str
+    difference: str
+
+
+def write(sides: Sequence[Side], comparisons: Sequence[Comparison], path: Path) -> Path:
+    """Write the report of all pairs of `sides` to `path`."""
+    write_text(path, render(sides, comparisons))
     return path
 
 
-def table(comparison: Comparison) -> Table:
-    """The verdicts for a terminal."""
-    caption = f"{qualifier(comparison.main.a)} {_seeds(comparison)}"
-    found = Table(title=Text(verdict(comparison).headline), caption=Text(caption), box=SIMPLE_HEAD)
+def file_name(sides: Sequence[Side]) -> str:
+    """Of the page, the same for the same sides: `compare-one-two.html`."""
+    names = [side.run.path.name if side.config else side.name for side in sides]
+    labels = [re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:MAX_NAME] for name in names]
+    text = "-".join(labels)
+    if len(text) > MAX_FILE_NAME:
+        places = "\n".join(f"{side.run.path} {side.label}" for side in sides)
+        text = f"{text[:MAX_FILE_NAME]}-{hashlib.sha256(places.encode()).hexdigest()[:8]}"
+    return f"compare-{text}.html"
+
+
+def render(sides: Sequence[Side], comparisons: Sequence[Comparison]) -> str:
+    """The page as text: the comparisons with the first side, and the matrix of all if there are more."""
+    firsts = [comparison for comparison in comparisons if comparison.a is sides[0]]
+    alone = firsts[0] if len(sides) == 2 else None
+    best, worst = extremes(alone) if alone else ([], [])
+    rest = [index for index in range(_num_prompts(sides[0])) if index not in {*best, *worst}]
+    select_by = comparisons[0].select_by
+    every = _grid(sides, select_by, rest, 0.6 if alone else 1.0)
+    shown = {f"differences-{number}": differences(c) for number, c in enumerate(firsts, start=1)}
+    return page.render(
+        "compare.html.j2",
+        select_by=METRICS[select_by],
+        num_pairs=len(comparisons),
+        lead=_lead(sides, comparisons),
+        matrix=matrix(sides, comparisons) if len(sides) > 2 else [],
+        pairs=[_pair(number, letter(number), c) for number, c in enumerate(firsts, start=1)],
+        best=_grid(sides, select_by, best, 0.2),
+        worst=_grid(sides, select_by, worst, 0.2),
+        every=every,
+        sides=[_side(index, side) for index, side in enumerate(sides)],
+        figures=shown | ({"prompts": prompts(alone)} if alone else {}),
+    )
+
+
+def letter(index: int) -> str:
+    """A, B, C, … by which the page calls a side."""
+    return chr(ord("A") + index) if index < 26 else str(index + 1)
+
+
+# The terminal
+
+
+def table(sides: Sequence[Side], comparisons: Sequence[Comparison]) -> Table:
+    """The verdicts for a terminal: metric by metric for two sides, else pair by pair."""
+    return _metric_table(comparisons[0]) if len(sides) == 2 else _pair_table(sides, comparisons)
+
+
+def _metric_table(comparison: Comparison) -> Table:
+    said = verdict(comparison)
+    scorer = qualifier(comparison.a.scores[comparison.select_by])
+    caption = f"{capital(comparison.reason)}. {scorer} {_noise([comparison])}"
+    found = Table(title=Text(said.headline), caption=Text(caption), box=SIMPLE_HEAD)
     found.add_column("metric", min_width=18)
-    for heading in ("verdict", "A minus B", "95 % interval", "p (Holm)"):
+    for heading in ("verdict", "A minus B", "95 % interval", "floor", "p (Holm)"):
         found.add_column(heading, no_wrap=True)
     for row in map(_metric_row, comparison.metrics):
-        cells = (row.heading.label, row.verdict, row.difference, row.interval, row.p_adjusted)
+        cells = (row.heading.label, row.verdict, row.difference, row.interval, row.floor, row.p_adjusted)
         found.add_row(*map(Text, cells))
     return found
 
 
-def render(comparison: Comparison, run_a: Run, run_b: Run) -> str:
-    """The page as text."""
-    best, worst = extremes(comparison)
-    values_a, values_b = settings(comparison.winner_a.config), settings(comparison.winner_b.config)
-    return page.render(
-        "compare.html.j2",
-        comparison=comparison,
-        metric=METRICS[comparison.select_by],
-        verdict=verdict(comparison),
-        rows=[_metric_row(row) for row in comparison.metrics],
-        untested=[title(METRICS[name], comparison.winner_a.scores[name]) for name in comparison.untested],
-        best=_grid(comparison, run_a, run_b, best, 0.2),
-        worst=_grid(comparison, run_a, run_b, worst, 0.2),
-        every=_grid(comparison, run_a, run_b, _order(comparison, run_a), 0.6),
-        settings=tables.setting_rows(values_a, values_b),
-        sides=[
-            _side("A", run_a, comparison.winner_a),
-            _side("B", run_b, comparison.winner_b),
-        ],
-        figures={"differences": differences(comparison), "prompts": prompts(comparison, run_a)},
+def _pair_table(sides: Sequence[Side], comparisons: Sequence[Comparison]) -> Table:
+    label = METRICS[comparisons[0].select_by].label
+    caption = (
+        f"Row against column, {label}. Verdicts hold for all {_family(comparisons)}. {_noise(comparisons)}"
     )
+    found = Table(title=Text(_lead(sides, comparisons).headline), caption=Text(caption), box=SIMPLE_HEAD)
+    found.add_column("")
+    for index in range(len(sides)):
+        found.add_column(letter(index), no_wrap=True)
+    for index, row in enumerate(matrix(sides, comparisons)):
+        cells = [f"{cell.verdict} {cell.difference}" if cell else MISSING for cell in row]
+        found.add_row(Text(f"{letter(index)}: {sides[index].name}"), *map(Text, cells))
+    return found
 
 
-def verdict(comparison: Comparison) -> Verdict:
-    """WIN, TIE or LOSS of A in its `select_by`, in a sentence."""
-    row = comparison.main
-    metric = METRICS[row.metric]
-    a, b = f"A ({comparison.name_a})", f"B ({comparison.name_b})"
+# Verdicts
+
+
+def verdict(comparison: Comparison, letters: tuple[str, str] = ("A", "B")) -> Verdict:
+    """WIN, TIE or LOSS of A, in a sentence, and why."""
+    row, select_by = comparison.main, comparison.select_by
+    a, b = f"{letters[0]} ({comparison.a.name})", f"{letters[1]} ({comparison.b.name})"
     headline = {"WIN": f"WIN: {a} beats {b}.", "LOSS": f"LOSS: {b} beats {a}."}.get(
-        row.verdict, f"TIE: {a} and {b} cannot be told apart."
+        comparison.verdict, f"TIE: {a} and {b} cannot be told apart."
     )
-    p = p_value(row.p_adjusted)
-    detail = (
-        f"{title(metric, row.a)}, {direction(metric)}: A minus B is "
-        f"{plus_minus(row.mean, row.stderr, signed=True)}, 95 % interval {_interval(row)}, "
-        f"p {p if p.startswith('<') else f'= {p}'} after Holm's correction, "
-        f"on {plural(row.num_prompts, 'test prompt')}. {_seeds(comparison)}"
-    )
-    return Verdict(row.verdict.lower(), headline, detail, _facts(row))
+    detail = [f"{capital(comparison.reason)}."]
+    if row is None:
+        headline = f"No verdict on {a} and {b}."
+    else:
+        detail.append(
+            f"{title(METRICS[select_by], row.a)}, {direction(METRICS[select_by])}: "
+            f"{letters[0]} minus {letters[1]} is {plus_minus(row.mean, row.stderr, signed=True)}, "
+            f"95 % interval {_interval(row)}, on {plural(row.num_prompts, 'test prompt')}."
+        )
+    detail.append(_noise([comparison]))
+    facts = _facts(comparison, row, letters) if row else []
+    return Verdict(comparison.verdict.lower(), headline, " ".join(detail), facts)
 
 
-def _seeds(comparison: Comparison) -> str:
-    if comparison.seed_noise:
-        return "Noise between training seeds is part of every error."
-    return (
-        "Noise between training seeds is missing: a winner was trained on one seed only, "
-        "so another training of it could turn the verdict."
-    )
+def _noise(comparisons: Sequence[Comparison]) -> str:
+    """What is known of the luck of training."""
+    names = " and ".join(dict.fromkeys(side.name for c in comparisons for side in c.one_training))
+    floor = all(comparison.floor_known for comparison in comparisons)
+    if names:
+        alone = f"Noise between training seeds is not known: there is one training of {names}"
+        if floor:
+            return f"{alone}, and the noise floor stands in for it."
+        return f"{alone} and no noise floor, so another training could turn the verdict."
+    known = "Noise between training seeds is part of every error"
+    return f"{known}." if floor else f"{known}; no noise floor was measured."
 
 
-def _facts(row: MetricComparison) -> list[Fact]:
-    return [
-        Fact("A", plus_minus(row.a.value, row.a.stderr), "± is one standard error"),
-        Fact("B", plus_minus(row.b.value, row.b.stderr), "± is one standard error"),
-        Fact("A minus B", plus_minus(row.mean, row.stderr, signed=True), "paired by prompt"),
+def _facts(comparison: Comparison, row: MetricComparison, letters: tuple[str, str]) -> list[Fact]:
+    note, judge = "± is one standard error", comparison.judge
+    first, second = letters
+    facts = [
+        Fact(first, plus_minus(row.a.value, row.a.stderr), note),
+        Fact(second, plus_minus(row.b.value, row.b.stderr), note),
+        Fact(f"{first} minus {second}", plus_minus(row.mean, row.stderr, signed=True), _floor_note(row)),
     ]
+    if judge:
+        decided = plus_minus(judge.mean, judge.stderr, signed=True)
+        facts.append(
+            Fact(f"the judge ({judge.a.extractor}) says {judge.verdict}", decided, _floor_note(judge))
+        )
+    return facts
+
+
+def _floor_note(row: MetricComparison) -> str:
+    if row.floor is None:
+        return "noise floor not known"
+    side = "inside" if row.inside_floor else "outside"
+    return f"{side} the noise floor, {_floor(row)}"
+
+
+def _lead(sides: Sequence[Side], comparisons: Sequence[Comparison]) -> Verdict:
+    """The first block of the page: the verdict on two sides, or A's against all others."""
+    if len(sides) == 2:
+        return verdict(comparisons[0])
+    firsts = [comparison for comparison in comparisons if comparison.a is sides[0]]
+    counts = [sum(c.verdict == outcome for c in firsts) for outcome in ("WIN", "TIE", "LOSS")]
+    said = [f"{count} {name}" for count, name in zip(counts, ("won", "tied", "lost"), strict=True) if count]
+    headline = f"A ({sides[0].name}) against {len(firsts)} others: {', '.join(said)}."
+    against = [f"{letter(i)} ({c.b.name}): {c.verdict}, {c.reason}." for i, c in enumerate(firsts, start=1)]
+    corrected = f"Overall verdicts are corrected for all {_family(comparisons)}."
+    tone = "loss" if counts[2] else "tie" if counts[1] else "win"
+    return Verdict(tone, headline, " ".join([*against, corrected]), [])
+
+
+def _family(comparisons: Sequence[Comparison]) -> str:
+    return f"{len(comparisons)} pairs together (Holm)"
+
+
+def matrix(sides: Sequence[Side], comparisons: Sequence[Comparison]) -> list[list[Cell | None]]:
+    """Rows and columns are the sides; None on the diagonal."""
+    rows: list[list[Cell | None]] = [[None] * len(sides) for _ in sides]
+    places = {id(side): index for index, side in enumerate(sides)}
+    for comparison in comparisons:
+        a, b = places[id(comparison.a)], places[id(comparison.b)]
+        rows[a][b] = Cell(comparison.verdict, _difference(comparison, 1))
+        rows[b][a] = Cell(MIRRORED[comparison.verdict], _difference(comparison, -1))
+    return rows
+
+
+def _difference(comparison: Comparison, sign: int) -> str:
+    """In the metric of choice."""
+    if row := comparison.main:
+        return plus_minus(sign * row.mean, row.stderr, signed=True)
+    shown = next((row for row in comparison.shown if row.metric == comparison.select_by), None)
+    return plus_minus(sign * shown.mean, shown.stderr, signed=True) if shown and shown.mean else MISSING
+
+
+# Tables
+
+
+def _pair(number: int, second: str, comparison: Comparison) -> Pair:
+    a, b = comparison.a, comparison.b
+    both = (settings(a.config), settings(b.config)) if a.config and b.config else None
+    shown = [
+        (heading, [_shown_row(row) for row in comparison.shown if METRICS[row.metric].role == role])
+        for role, heading in GROUPS.items()
+    ]
+    return Pair(
+        number=number,
+        a=f"A: {a.name}",
+        b=f"{second}: {b.name}",
+        letter=second,
+        verdict=verdict(comparison, ("A", second)),
+        rows=[_metric_row(row) for row in comparison.metrics],
+        shown=[(heading, rows) for heading, rows in shown if rows],
+        untested=[title(METRICS[name], a.scores[name]) for name in comparison.untested],
+        kept=[text for text in (_kept("A", a), _kept(second, b)) if text],
+        floor_known=comparison.floor_known,
+        one_training=bool(comparison.one_training),
+        settings=tables.setting_rows(*both) if both else [],
+    )
 
 
 def _metric_row(row: MetricComparison) -> MetricRow:
-    metric = METRICS[row.metric]
-    head = tables.Heading(row.metric, metric.label, qualifier(row.a), direction(metric), metric.question)
     return MetricRow(
-        heading=head,
+        heading=_heading(row.metric, row.a),
         a=plus_minus(row.a.value, row.a.stderr),
         b=plus_minus(row.b.value, row.b.stderr),
         difference=plus_minus(row.mean, row.stderr, signed=True),
         interval=_interval(row),
+        floor=_floor(row),
+        inside_floor=row.inside_floor,
         p_value=p_value(row.p_value),
         p_adjusted=p_value(row.p_adjusted),
         verdict=row.verdict,
     )
+
+
+def _shown_row(row: ShownMetric) -> ShownRow:
+    score = row.a or row.b
+    assert score is not None
+    cautions = [found.caution for found in (row.a, row.b) if found and found.caution]
+    return ShownRow(
+        heading=_heading(row.metric, score),
+        a=plus_minus(row.a.value, row.a.stderr) if row.a else MISSING,
+        b=plus_minus(row.b.value, row.b.stderr) if row.b else MISSING,
+        difference=plus_minus(row.mean, row.stderr, signed=True),
+        caution=cautions[0] if cautions else "",
+    )
+
+
+def _heading(name: str, score: Score) -> tables.Heading:
+    metric = METRICS[name]
+    return tables.Heading(name, metric.label, qualifier(score), direction(metric), metric.question)
 
 
 def _interval(row: MetricComparison) -> str:
@@ -152,23 +349,45 @@ def _interval(row: MetricComparison) -> str:
     return f"{number(row.low, decimals, signed=True)} to {number(row.high, decimals, signed=True)}"
 
 
+def _floor(row: MetricComparison) -> str:
+    """With the decimals of the difference beside it."""
+    return MISSING if row.floor is None else number(row.floor, decimals_of(row.floor) if row.floor > 0 else 3)
+
+
+def _kept(name: str, side: Side) -> str:
+    """Non-inferiority on unrelated prompts, in a sentence."""
+    found = side.preservation
+    if found is None:
+        return ""
+    low, high = (number(end, 4, signed=True) for end in (found.low, found.high))
+    return (
+        f"{name} ({side.name}) {KEPT[found.verdict]}: against the base the CLIP score of unrelated prompts "
+        f"changed by {number(found.change, 4, signed=True)} (95 %: {low} to {high}); "
+        f"a fall below {number(found.margin)} counts as none."
+    )
+
+
+# Figures and images
+
+
 def differences(comparison: Comparison) -> go.Figure:
     """Leads in standard errors, so that metrics of different units share one axis."""
     rows = []
     for row in comparison.metrics:
         if row.stderr > 0:
-            ends = sorted(sign(METRICS[row.metric]) * end / row.stderr for end in (row.low, row.high))
-            lead = sign(METRICS[row.metric]) * row.mean / row.stderr
+            sign = METRICS[row.metric].sign
+            ends = sorted(sign * end / row.stderr for end in (row.low, row.high))
+            lead = sign * row.mean / row.stderr
             rows.append(figures.Difference(METRICS[row.metric].label, lead, ends[0], ends[1], row.verdict))
     return figures.differences(rows)
 
 
-def prompts(comparison: Comparison, run: Run) -> go.Figure | None:
+def prompts(comparison: Comparison) -> go.Figure | None:
     """The difference of every test prompt, sorted."""
     values = comparison.differences.get(comparison.select_by)
     if values is None:
         return None
-    captions = [prompt.text for prompt in run.metadata.prompts["test"]]
+    captions = [prompt.text for prompt in comparison.a.run.metadata.prompts["test"]]
     order = sorted(range(len(values)), key=lambda index: values[index])
     label = f"{METRICS[comparison.select_by].label}: A minus B"
     return figures.prompt_differences(label, [captions[i] for i in order], [values[i] for i in order])
@@ -177,37 +396,49 @@ def prompts(comparison: Comparison, run: Run) -> go.Figure | None:
 def extremes(comparison: Comparison) -> tuple[list[int], list[int]]:
     """Prompts at which A does best and worst against B; none where the metric is not paired."""
     values = comparison.differences.get(comparison.select_by, ())
-    good = sign(METRICS[comparison.select_by])
+    good = METRICS[comparison.select_by].sign
     order = sorted(range(len(values)), key=lambda index: -good * values[index])
     count = min(NUM_EXTREMES, len(order) // 2)
     return order[:count], order[::-1][:count]
 
 
-def _order(comparison: Comparison, run: Run) -> list[int]:
-    """Prompts that are not among the extremes, in the order of the set."""
-    best, worst = extremes(comparison)
-    return [index for index in range(len(run.metadata.prompts["test"])) if index not in {*best, *worst}]
+def _num_prompts(side: Side) -> int:
+    return len(side.run.metadata.prompts["test"])
 
 
-def _grid(comparison: Comparison, run_a: Run, run_b: Run, order: list[int], share: float) -> Grid:
-    columns = [
-        _column(f"A: {comparison.name_a}", "a", run_a, comparison.winner_a, comparison.select_by),
-        _column(f"B: {comparison.name_b}", "b", run_b, comparison.winner_b, comparison.select_by),
-    ]
-    return grid(run_a, run_a.metadata.prompts["test"], columns, order, share)
+def _grid(sides: Sequence[Side], metric: str, order: list[int], share: float) -> Grid:
+    run = sides[0].run
+    columns = [_column(index, side, metric) for index, side in enumerate(sides)]
+    return grid(run, run.metadata.prompts["test"], columns, order, share)
 
 
-def _column(heading: str, kind: str, run: Run, winner: Candidate, metric: str) -> Column:
-    return column(heading, kind, confirmed_folders(run, winner), metric)
+def _column(index: int, side: Side, metric: str) -> Column:
+    return column(f"{letter(index)}: {side.name}", _kind(index, side), list(side.folders), metric)
 
 
-def _side(letter: str, run: Run, winner: Candidate) -> SideFacts:
-    result = run.result()
-    facts = [
-        ("training seeds", str(len(winner.records))),
-        ("trials searched", str(len(run.trials()))),
+def _kind(index: int, side: Side) -> str:
+    """The colour of a side."""
+    return ("a", "b")[index] if index < 2 else "sampled" if side.trained else "base"
+
+
+# Sides
+
+
+def _side(index: int, side: Side) -> SideFacts:
+    what, facts = _described(side)
+    facts += [("device", side.run.metadata.device), ("started", side.run.metadata.created)]
+    return SideFacts(letter(index), _kind(index, side), side.name, what, facts)
+
+
+def _described(side: Side) -> tuple[str, list[tuple[str, str]]]:
+    if not side.trained:
+        return "the base model", [("base", side.run.metadata.base)]
+    if side.config is None:
+        folder = side.run.adapter_folder(side.label)
+        return "an adapter file", [("file", str(read_adapter_file(folder))), ("SHA-256", f"{side.label}…")]
+    result = side.run.result()
+    return trial_name(side.label), [
+        ("training seeds", str(len(side.evaluations))),
+        ("trials searched", str(len(side.run.trials()))),
         ("whole search", duration(result.seconds if result else None)),
-        ("device", run.metadata.device),
-        ("started", run.metadata.created),
     ]
-    return SideFacts(letter, run.metadata.name, trial_name(winner.label), facts)
