@@ -1,5 +1,6 @@
 """The parts of the training recipe that can be held to an exact answer."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,13 @@ from bench.builtin.recipe.examples import (  # noqa: E402
     caption_variants,
     concept_of,
     draw_pool,
+    is_withheld,
+    judge_rows,
     scorer_rows,
+    target_concepts,
     withheld_concepts,
 )
+from bench.builtin.recipe.judge import Pairs, instance_loss  # noqa: E402
 from bench.builtin.recipe.loop import Machine, Schedule, train  # noqa: E402
 from bench.builtin.recipe.splits import read_splits  # noqa: E402
 from bench.builtin.recipe.tokenizer import (  # noqa: E402
@@ -28,13 +33,16 @@ from bench.builtin.recipe.tokenizer import (  # noqa: E402
     load_tokenizer,
     train_tokenizer,
 )
+from bench.builtin.recipe.train import Work, make_judge  # noqa: E402
 from bench.builtin.recipe.vae import build_vae, whiten  # noqa: E402
+from bench.builtin.recipe.views import box_blurred, damaged, damages, viewed  # noqa: E402
+from bench.scoring.judge import load_judge  # noqa: E402
 
 
-def examples() -> Examples:
+def examples(others: tuple[str, str] = ("1f34e", "1f468-200d-1f527")) -> Examples:
     """A concept of the test prompts, one for validation and two others, in four sets each."""
     splits = read_splits()
-    codes = [splits.test[0], sorted(splits.val)[0], "1f34e", "1f468-200d-1f527"]
+    codes = [splits.test[0], sorted(splits.val)[0], *others]
     sets = [("noto", "base"), ("twemoji", "base"), ("streamline", "target"), ("fluent-3d", "target")]
     rows = [(code, vendor, role) for code in codes for vendor, role in sets]
     people = ["people-body" if code == codes[3] else "objects" for code, _, _ in rows]
@@ -72,6 +80,20 @@ def test_the_scorer_sees_no_target_picture_of_a_test_concept() -> None:
     assert "val" not in rows.split
 
 
+IN_NO_SPLIT = ("1f34f", "1f9ff")
+
+
+def test_the_judge_sees_no_picture_of_a_target_or_validation_concept() -> None:
+    everything = examples((IN_NO_SPLIT[0], "1f34e"))  # a green apple; a red one is drawn for training
+    rows = judge_rows(everything)
+    assert set(rows.codepoint.tolist()) == {IN_NO_SPLIT[0]}
+    assert set(rows.set.tolist()) == {"noto", "twemoji", "streamline", "fluent-3d", "pixel16"}
+    splits = read_splits()
+    for codepoint in (*splits.dev, *(code for codes in splits.train.values() for code in codes)):
+        renamed = replace(everything, codepoint=np.full(len(everything), codepoint))
+        assert is_withheld(renamed, target_concepts(renamed)).all()
+
+
 def test_people_are_drawn_half_as_often() -> None:
     rows = examples()
     counts = np.bincount(draw_pool(rows))
@@ -106,6 +128,56 @@ def test_all_matching_pictures_share_the_target() -> None:
     assert shared.item() == pytest.approx(np.log(2) / 2, abs=1e-4) == alone.item()
     apart = torch.eye(4)
     assert contrastive_loss(apart, apart, matches, scale) > contrastive_loss(vectors, vectors, matches, scale)
+
+
+def test_other_rows_of_an_instance_count_neither_way() -> None:
+    torch.manual_seed(0)
+    first, second = torch.randn(4, 8), torch.randn(4, 8)
+    both, instances = torch.cat([first, second]), torch.arange(4).repeat(2)
+    twice = torch.cat([first, first[:1], second, second[:1]])
+    instances_twice = torch.tensor([0, 1, 2, 3, 0]).repeat(2)
+    unit = torch.nn.functional.normalize(both, dim=-1)
+    logits = (unit @ unit.T / 0.2).fill_diagonal_(-torch.inf)
+    rows = -torch.log_softmax(logits, 1)[torch.arange(8), torch.arange(8).roll(4)]
+    assert instance_loss(both, instances, 0.2).item() == pytest.approx(rows.mean().item(), rel=1e-5)
+    separate = instance_loss(twice, torch.arange(5).repeat(2), 0.2)
+    assert instance_loss(twice, instances_twice, 0.2) < separate
+
+
+def test_views_of_white_are_white_and_views_come_in_order() -> None:
+    rows = examples()
+    white = torch.zeros(4, 3, 64, 64)
+    assert viewed(white, torch.ones(4, dtype=torch.bool)).abs().max() == 0
+    pairs = Pairs(replace(rows, images=np.full_like(rows.images, 255)), size=4, device=torch.device("cpu"))
+    views, instances = pairs.draw()
+    assert views.shape == (16, 3, 64, 64) and views.min() >= -1 and views.max() <= 1
+    assert (instances[:8] == instances[8:]).all()
+    assert (instances[:4] + len(rows) == instances[4:8]).all()  # damaged copies are others
+    assert (views[:4] == 1).all() and (views[8:12] == 1).all()
+
+
+def test_damage_changes_a_picture_and_is_the_same_for_all_its_views() -> None:
+    torch.manual_seed(0)
+    ink = box_blurred(torch.rand(8, 3, 64, 64))
+    harm = replace(damages(ink), kind=torch.tensor([0, 1, 2, 3] * 2)[:, None, None, None])
+    first, second = damaged(ink, harm), damaged(ink, harm)
+    assert (first - ink).abs().flatten(1).mean(1).min() > 0.005
+    same = (first == second).flatten(1).all(1)
+    assert same.tolist() == [False, True, True, True] * 2  # noise alone is drawn anew
+
+
+def test_the_stage_of_the_judge_writes_what_is_loaded(tmp_path: Path) -> None:
+    work = Work(
+        examples=examples(IN_NO_SPLIT),
+        withheld=frozenset(),
+        out=tmp_path,
+        machine=Machine(device=torch.device("cpu")),
+        pace=1.0,
+        smoke=True,
+    )
+    outcome = make_judge(work, tmp_path)
+    features = load_judge(str(tmp_path), torch.device("cpu")).embed_images(examples().images[:2])
+    assert outcome.steps == 2 and features.shape == (2, 224)
 
 
 def test_whitening_changes_the_latents_and_not_the_picture() -> None:

@@ -63,12 +63,21 @@ def concept_ids(examples: Examples) -> NDArray[np.int64]:
 
 
 def withheld_concepts(examples: Examples) -> frozenset[str]:
-    """Concepts of the targets' development and test prompts, and the names of the rows that show them.
-
-    Names are included because some rows have no code point to be matched by.
-    """
+    """Concepts of the targets' development and test prompts, and the names of the rows that show them."""
     splits = read_splits()
-    concepts = {concept_of(codepoint, "") for codepoint in (*splits.dev, *splits.test)}
+    return _with_names(examples, (*splits.dev, *splits.test))
+
+
+def target_concepts(examples: Examples) -> frozenset[str]:
+    """The same with the concepts that the targets' training pictures show: all that a LoRA is judged by."""
+    splits = read_splits()
+    trained = [codepoint for codepoints in splits.train.values() for codepoint in codepoints]
+    return _with_names(examples, (*splits.dev, *splits.test, *trained))
+
+
+def _with_names(examples: Examples, codepoints: Iterable[str]) -> frozenset[str]:
+    """Names are included because some rows have no code point to be matched by."""
+    concepts = {concept_of(codepoint, "") for codepoint in codepoints}
     rows = zip(examples.codepoint, examples.name, strict=True)
     return frozenset(concepts | {str(name) for code, name in rows if concept_of(code, name) in concepts})
 
@@ -95,6 +104,16 @@ def scorer_rows(examples: Examples, withheld: frozenset[str]) -> Examples:
     rows = examples.where((examples.split != "val") & ~((examples.role == "target") & held))
     noto = examples.where((examples.set == "noto") & (examples.split != "val") & ~held)
     return joined(rows, pixel_art(noto))
+
+
+def judge_rows(examples: Examples) -> Examples:
+    """What the judge trains on: all vendors and pixelated Noto, but no concept of a target or of validation.
+
+    Not in any vendor's style, so that it has seen neither what a LoRA trains on nor what it is measured by.
+    """
+    held = is_withheld(examples, target_concepts(examples))
+    rows = examples.where((examples.split != "val") & ~held)
+    return joined(rows, pixel_art(rows.where(rows.set == "noto")))
 
 
 def pixel_art(examples: Examples) -> Examples:

@@ -1,4 +1,4 @@
-"""Train the bundled base model `emoji-xl` and its scorer from the emoji data set, on one GPU.
+"""Train the bundled base model `emoji-xl`, its scorer and its judge from the emoji data set, on one GPU.
 
     python -m bench.builtin.recipe.train --data emoji64.npz --out FOLDER
 
@@ -13,7 +13,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +24,13 @@ from bench.builtin.recipe.examples import (
     PIXEL_STYLE,
     Examples,
     base_rows,
+    judge_rows,
     read_examples,
     scorer_rows,
     styled,
     withheld_concepts,
 )
+from bench.builtin.recipe.judge import train_judge
 from bench.builtin.recipe.loop import Machine, Outcome, Schedule
 from bench.builtin.recipe.pipeline import assemble
 from bench.builtin.recipe.scorer import train_scorer
@@ -75,6 +77,13 @@ def make_scorer(work: Work, folder: Path) -> Outcome:
     log.info("scorer: %d pictures", len(rows))
     schedule = work.schedule(150, 1e-3, weight_decay=0.2)
     return train_scorer(rows, work.out / "tokenizer", folder, schedule, work.machine, work.batch(1024))
+
+
+def make_judge(work: Work, folder: Path) -> Outcome:
+    rows = judge_rows(work.examples)
+    log.info("judge: %d pictures", len(rows))
+    schedule = replace(work.schedule(140, 1e-3, weight_decay=0.05), warm_up_steps=300, average_decay=0.98)
+    return train_judge(rows, folder, schedule, work.machine, work.batch(512))
 
 
 def make_text_encoders(work: Work, folder: Path) -> Outcome:
@@ -131,6 +140,7 @@ def make_figures(work: Work, folder: Path) -> None:
 STAGES: tuple[tuple[str, Callable[[Work, Path], Outcome | None]], ...] = (
     ("tokenizer", make_tokenizer),
     ("scorer", make_scorer),
+    ("judge", make_judge),
     ("text-encoders", make_text_encoders),
     ("vae", make_vae),
     ("unet", make_unet),
@@ -160,7 +170,7 @@ def run_stages(work: Work) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train emoji-xl and its scorer.")
+    parser = argparse.ArgumentParser(description="Train emoji-xl, its scorer and its judge.")
     parser.add_argument("--data", type=Path, required=True, help="emoji64.npz, as the data recipe writes it")
     parser.add_argument("--out", type=Path, required=True, help="folder for the stages' outputs")
     parser.add_argument("--pace", type=float, default=1.0, help="share of the published training times")
