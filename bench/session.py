@@ -114,7 +114,7 @@ def run_search(
     space = resolve(load_space(space_name), overrides)
     with open_session(space, run_name, folder, seed, console) as session, show_progress(console) as progress:
         exams = session.exams(progress)
-        packs = _packs(session, engine, progress)
+        packs = packs_of(session, engine, progress)
         confirmation = Confirmation(run=session.run, packs=packs, exams=exams)
         study = Study(run=session.run, packs=packs, dev=exams["dev"], reserve=confirmation.units)
         study.search(space.trials, space.budget)
@@ -136,7 +136,7 @@ def run_floor(
     space = resolve(load_space(space_name), overrides)
     with open_session(space, run_name, folder, seed, console) as session, show_progress(console) as progress:
         exams = session.exams(progress)
-        packs = _packs(session, engine, progress)
+        packs = packs_of(session, engine, progress)
         Confirmation(run=session.run, packs=packs, exams=exams).floor()
     return session.run
 
@@ -161,7 +161,7 @@ def run_adapters(
     name = run_name or f"adapters-{space.name}"[:MAX_NAME]
     with open_session(space, name, folder, seed, console) as session, show_progress(console) as progress:
         _check_fit(session.base, engine, files)
-        packs = _packs(session, engine, progress)
+        packs = packs_of(session, engine, progress)
         folders = {file: session.run.adapter_folder(adapter_label(digests[file])) for file in files}
         for file, into in folders.items():
             start_adapter(into, file, digests[file])
@@ -207,7 +207,7 @@ def _check_fit(base: BaseModel, engine: Engine, files: Sequence[Path]) -> None:
             pass
 
 
-def _packs(session: Session, engine: Engine, progress: Progress) -> Packs:
+def packs_of(session: Session, engine: Engine, progress: Progress) -> Packs:
     return Packs(
         base=session.base,
         data=encode(session.base, session.dataset.train),
