@@ -65,6 +65,10 @@ class Sketch:
     """How much the best trial adds to the default config's similarity."""
     random: int = 0
     winner: str = "0002"
+    judge: bool = True
+    """Whether a second network scored everything too."""
+    probes: bool = True
+    floor: bool = True
     caption: str = "a red apple"
     reason: str = "loss is NaN at step 12"
     metadata: tuple[tuple[str, Any], ...] = ()
@@ -93,8 +97,9 @@ def build_run(path: Path, sketch: Sketch) -> Run:
     _write_real(run, sketch, pictures)
     for split, images in pictures.items():
         _write_base(run.path / "base" / split, sketch, images, rng)
-    probes = np.resize(pictures["test"], (len(KINDS), *pictures["test"].shape[1:]))
-    write_evaluation(run.base_folder("probe"), _probe_evaluation(0.0, None), probes)
+    if sketch.probes:
+        probes = np.resize(pictures["test"], (len(KINDS), *pictures["test"].shape[1:]))
+        write_evaluation(run.base_folder("probe"), _probe_evaluation(sketch, 0.0, None), probes)
     failed = range(sketch.trials) if sketch.ending == "failed" else [sketch.trials - 1]
     for number in range(sketch.trials):
         _write_trial(run, sketch, number, pictures["dev"], rng, failed=number in failed)
@@ -152,15 +157,15 @@ def _metadata(name: str, sketch: Sketch, space: SearchSpace) -> Metadata:
         num_images={"train": 120, "dev": sketch.prompts, "test": sketch.prompts},
         scorer="bundled",
         scorer_fingerprint="5c" * 32,
-        judge="emoji-judge",
-        judge_fingerprint="1d" * 32,
+        judge="emoji-judge" if sketch.judge else None,
+        judge_fingerprint="1d" * 32 if sketch.judge else None,
         prompts_fingerprint="9f" * 32,
         prompts={
             "dev": _prompts("dev", sketch),
             "test": _prompts("test", sketch),
             "probe": [
                 PromptRecord(text=f"{kind} {index}", seeds=(5,), real=None, kind=kind)
-                for index, kind in enumerate(KINDS)
+                for index, kind in enumerate(KINDS if sketch.probes else ())
             ],
         },
         device="cpu",
@@ -207,7 +212,7 @@ def _evaluation(sketch: Sketch, shift: float, rng: Any, base: dict[str, list[flo
     """Scores that are `shift` better than the base's, with noise a prompt."""
     num_images = sketch.prompts * sketch.seeds
     per_prompt, scores = {}, {}
-    for name in BASE_VALUES:
+    for name in _measured(sketch):
         metric = METRICS[name]
         good = shift if metric.direction == "maximize" else -20 * shift
         if name == "drift":
@@ -232,8 +237,12 @@ def _evaluation(sketch: Sketch, shift: float, rng: Any, base: dict[str, list[flo
         scores=scores,
         per_prompt=per_prompt,
         features=_features(shift, num_images, rng),
-        judge_features=_features(shift, num_images, rng),
+        judge_features=_features(shift, num_images, rng) if sketch.judge else None,
     )
+
+
+def _measured(sketch: Sketch) -> list[str]:
+    return [name for name in BASE_VALUES if sketch.judge or not name.startswith(PREFIX)]
 
 
 def _features(shift: float, rows: int, rng: Any) -> NDArray[np.float32]:
@@ -242,7 +251,7 @@ def _features(shift: float, rows: int, rng: Any) -> NDArray[np.float32]:
     return unit
 
 
-def _probe_evaluation(shift: float, rng: Any) -> Evaluation:
+def _probe_evaluation(sketch: Sketch, shift: float, rng: Any) -> Evaluation:
     """Scores of unrelated prompts; none of the base itself (`rng` is None)."""
     rng, base = rng or np.random.default_rng(3), rng is None
     size = {"num_images": 3, "num_prompts": 3, "extractor": "emoji-judge"}
@@ -254,7 +263,7 @@ def _probe_evaluation(shift: float, rng: Any) -> Evaluation:
         scores={} if base else scores,
         per_prompt={"clip_score": clip, "shift": [0.0 if base else 0.1] * len(KINDS)},
         features=_features(shift, len(KINDS), rng),
-        judge_features=_features(shift, len(KINDS), rng),
+        judge_features=_features(shift, len(KINDS), rng) if sketch.judge else None,
     )
 
 
@@ -264,7 +273,8 @@ def _write_real(run: Run, sketch: Sketch, pictures: dict[str, NDArray[np.uint8]]
     write_images(run.path / "real" / "train", train)
     for name, images in {**pictures, "train": train}.items():
         prompts = np.full(len(images), -1) if name == "train" else np.arange(len(images))
-        features, judge_features = _features(0.3, len(images), rng), _features(0.3, len(images), rng)
+        features, seen = _features(0.3, len(images), rng), _features(0.3, len(images), rng)
+        judge_features = seen if sketch.judge else None
         found = Pictures(features=features, judge_features=judge_features, prompts=prompts)
         write_pictures(run, name, found)
 
@@ -332,7 +342,7 @@ def _write_result(run: Run, sketch: Sketch, pictures: NDArray[np.uint8], rng: An
             seconds=1312.0,
         )
     )
-    if sketch.training_seeds > 1:
+    if sketch.training_seeds > 1 and sketch.floor:
         default = candidates[0]
         run.write_floor(measure_floor([e.scores for e in run.evaluations(default, "test")]))
     winner = next(candidate for candidate in candidates if candidate.label == sketch.winner)
@@ -351,21 +361,22 @@ def _candidate(run: Run, sketch: Sketch, label: str, pictures: NDArray[np.uint8]
         _write_evaluation(epoch_folder(folder, config.epochs), sketch, shift, pictures, rng)
         test, probe = (exam_folder(folder, config.epochs, split) for split in ("test", "probe"))
         evaluations.append(_write_evaluation(test, sketch, shift, pictures, rng))
-        probes = np.resize(pictures, (len(KINDS), *pictures.shape[1:]))
-        write_evaluation(probe, _probe_evaluation(shift, rng), probes)
+        if sketch.probes:
+            probes = np.resize(pictures, (len(KINDS), *pictures.shape[1:]))
+            write_evaluation(probe, _probe_evaluation(sketch, shift, rng), probes)
         end_trial(folder, "complete", 70.0)
         records.append(folder.name)
-    values = {name: [entry.scores[name].value for entry in evaluations] for name in BASE_VALUES}
-    first = evaluations[0].scores
+    measured, first = _measured(sketch), evaluations[0].scores
+    values = {name: [entry.scores[name].value for entry in evaluations] for name in measured}
+    probed = _probe_evaluation(sketch, _shift(sketch, number), rng).scores if sketch.probes else {}
     return Candidate(
         label=label,
         config=config,
         records=tuple(records),
-        scores={name: replace(first[name], value=float(np.mean(values[name]))) for name in BASE_VALUES}
-        | _probe_evaluation(_shift(sketch, number), rng).scores,
+        scores={name: replace(first[name], value=float(np.mean(values[name]))) for name in measured} | probed,
         seed_spread={
             name: float(np.std(values[name], ddof=1)) if len(evaluations) > 1 else float("nan")
-            for name in BASE_VALUES
+            for name in measured
         },
         search=evaluations[0].scores,
         search_epochs=config.epochs,
