@@ -106,11 +106,6 @@ def settings(config: TrialConfig) -> dict[str, str]:
     return texts
 
 
-def sign(metric: Metric) -> int:
-    """+1 where more is better, −1 where less is."""
-    return metric.sign
-
-
 def qualifier(score: Score) -> str:
     """The part of a score's title after the metric's label."""
     return f"({score.extractor}, {score.num_images} images)"

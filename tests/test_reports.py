@@ -75,7 +75,7 @@ def test_the_answer_names_the_winner_its_lead_and_how_sure_it_is(make_run: MakeR
     run = make_run(gain=0.2, prompts=12)
     said = verdict(run, run.result(), trials.read_points(run))
     assert (said.tone, said.headline) == ("win", "Trial 2 wins.")
-    assert "Against the default config: WIN, p" in said.detail and "the judge confirms it" in said.detail
+    assert "Against the default config: WIN, " in said.detail and "the judge confirms it" in said.detail
     assert "on 12 test prompts that no choice has touched, with 2 fresh trainings." in said.detail
     facts = {fact.label: fact for fact in said.facts}
     assert facts["against the default"].verdict == "WIN" and "±" in facts["against the default"].value
