@@ -1,14 +1,19 @@
 """The command: its flags are frozen, and what is wrong is one line and exit code 2."""
 
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
 
 from bench import cli
+from bench.compare import compare
 from bench.run import Run
+from reports import compare_json
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -38,9 +43,10 @@ def test_flags_are_frozen() -> None:
     commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
     flags = {name: [parameter.name for parameter in command.params] for name, command in commands.items()}
     assert flags == {
-        "search": ["space", "base", "data", "name", "trials", "budget", "seed"],
+        "search": ["space", "base", "data", "name", "trials", "budget", "seed", "floor"],
+        "floor": ["space", "base", "data", "name", "seeds", "seed"],
         "report": ["run"],
-        "compare": ["run_a", "run_b"],
+        "compare": ["sides", "fail_on", "as_json", "space", "base", "data", "name"],
     }
 
 
@@ -58,7 +64,12 @@ def test_flags_are_frozen() -> None:
         (("search", "--base", "someone/something"), "get it with: hf download someone/something"),
         (("search", "--space", "sdxl"), "bench: --data: the space 'sdxl' names none"),
         (("report", "none"), "bench: none: no such run; in runs/ are: none"),
-        (("compare", "none", "none"), "bench: none: no such run"),
+        (("compare", "none", "other"), "bench: none: no such run"),
+        (("compare", "none"), "bench: compare: needs at least two sides, got none"),
+        (("compare", "none", "none"), "bench: compare: none is named twice"),
+        (("compare", "base", "none"), "bench: none: no such run"),
+        (("compare", "base", "a.safetensors"), "bench: a.safetensors: no such file"),
+        (("compare", "one", "two", "--space", "smoke"), "bench: --space: only for adapter files"),
     ],
 )
 def test_what_is_wrong_is_one_line(
@@ -73,7 +84,12 @@ def test_what_is_wrong_is_one_line(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("search", "--trials", "0"), ("search", "--seed", "-1"), ("search", "--nope"), ("compare", "a")],
+    [
+        ("search", "--trials", "0"),
+        ("search", "--seed", "-1"),
+        ("search", "--nope"),
+        ("compare", "a", "b", "--fail-on", "win"),
+    ],
 )
 def test_a_wrong_flag_is_refused(bench: Command, arguments: tuple[str, ...]) -> None:
     assert bench(*arguments)[0] == 2
@@ -95,6 +111,86 @@ def test_compare_prints_a_verdict_and_writes_a_page(bench: Command, tmp_path: Pa
     assert code == 0
     assert "Similarity to the true picture" in output
     assert (tmp_path / "runs" / "compare-one-two.html").exists()
+
+
+@pytest.mark.usefixtures("two_runs")
+def test_several_sides_are_compared_in_pairs(bench: Command, tmp_path: Path) -> None:
+    code, output, _ = bench("compare", "one", "runs/two", "base")
+    assert code == 0
+    assert "against 2 others" in output
+    assert "all 3 pairs together (Holm)" in " ".join(output.split())
+    assert (tmp_path / "runs" / "compare-one-two-base.html").exists()
+
+
+def strict(text: str) -> dict[str, Any]:
+    """JSON without NaN or infinity."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    data: dict[str, Any] = json.loads(text, parse_constant=refuse)
+    return data
+
+
+@pytest.mark.usefixtures("two_runs")
+def test_json_is_all_there_is_on_stdout_and_holds_what_is_documented(bench: Command, tmp_path: Path) -> None:
+    code, output, _ = bench("compare", "one", "two", "base", "--json")
+    data = strict(output)
+    assert code == 0
+    assert list(data) == ["schema_version", "select_by", "report", "sides", "pairs"]
+    assert [side["name"] for side in data["sides"]] == ["one", "two", "base"]
+    assert [side["trainings"] for side in data["sides"]] == [2, 2, None]
+    assert [(pair["a"], pair["b"]) for pair in data["pairs"]] == [
+        ("one", "two"),
+        ("one", "base"),
+        ("two", "base"),
+    ]
+    assert Path(data["report"]).exists()
+    comparison = compare(Run.open(tmp_path / "runs" / "one"), Run.open(tmp_path / "runs" / "two"))
+    for told, row in zip(data["pairs"][0]["tested"], comparison.metrics, strict=True):
+        assert (told["metric"], told["difference"], told["verdict"]) == (row.metric, row.mean, row.verdict)
+    documented = str(compare_json.__doc__)
+    keys = {key for pair in data["pairs"] for key in [*pair, *pair["tested"][0], *pair["shown"][0]]}
+    assert all(re.search(rf"\b{key}\b", documented) for key in keys | set(data) | set(data["sides"][0]))
+
+
+@pytest.mark.parametrize(
+    ("sides", "fail_on", "expected"),
+    [
+        (("better", "worse"), "loss", 0),
+        (("better", "worse"), "tie", 0),
+        (("worse", "better"), "loss", 1),
+        (("worse", "better", "base"), "tie", 1),
+        (("worse", "like"), "loss", 0),
+        (("worse", "like"), "tie", 1),
+    ],
+)
+def test_fail_on_decides_the_exit_code(
+    bench: Command, make_run: Callable[..., Run], sides: tuple[str, ...], fail_on: str, expected: int
+) -> None:
+    for name, gain, random in (("better", 0.5, 0), ("worse", 0.0, 1), ("like", 0.0, 2)):
+        if name in sides:
+            make_run(f"runs/{name}", gain=gain, random=random, prompts=12, training_seeds=3)
+    code, output, _ = bench("compare", *sides, "--fail-on", fail_on)
+    assert code == expected
+    assert "Report: " in output
+
+
+def test_runs_that_cannot_be_compared_are_one_line(bench: Command, make_run: Callable[..., Run]) -> None:
+    make_run("runs/one")
+    make_run("runs/two", space=(("dtype", "bfloat16"), ("resolution", 64)))
+    code, output, errors = bench("compare", "one", "two", "--json")
+    assert (code, output) == (2, "")
+    assert errors == (
+        "bench: one and two cannot be compared, "
+        "they differ in resolution (None and 64), dtype (float32 and bfloat16)\n"
+    )
+
+
+def test_a_run_under_two_names_is_still_the_same(bench: Command, make_run: Callable[..., Run]) -> None:
+    make_run("runs/one")
+    code, _, errors = bench("compare", "one", "runs/one")
+    assert (code, errors) == (2, "bench: one and runs/one are the same: there is nothing to compare\n")
 
 
 @pytest.mark.usefixtures("two_runs")

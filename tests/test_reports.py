@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from bench.compare import compare
+from bench.compare import Side, base_side, compare, compare_all, winner_side
+from bench.floor import Floor, MetricFloor
 from bench.run import Run, read_json, write_json
 from bench.scoring.metrics import METRICS, title
 from reports import compare as compare_report
@@ -325,8 +326,15 @@ def hostile_run(make_run: MakeRun, name: str) -> Run:
 
 def pages(make_run: MakeRun) -> list[Page]:
     a, b = hostile_run(make_run, "run-a"), hostile_run(make_run, "run-b")
-    path = compare_report.write(compare(a, b), a, b, a.path.parent / "compare.html")
-    return [page_of(a), Page(path.read_text(encoding="utf-8"))]
+    sides = [winner_side(a), winner_side(b), base_side(a)]
+    return [page_of(a), compared(sides[:2]), compared(sides)]
+
+
+def compared(sides: list[Side]) -> Page:
+    """The page of a comparison of all these."""
+    comparisons = compare_all(sides, "similarity")
+    path = compare_report.write(sides, comparisons, sides[0].run.path.parent / "compare.html")
+    return Page(path.read_text(encoding="utf-8"))
 
 
 def test_hostile_text_stays_text(make_run: MakeRun) -> None:
@@ -363,22 +371,89 @@ def test_every_image_and_table_is_described(make_run: MakeRun) -> None:
 # The comparison
 
 
-def test_a_comparison_leads_with_its_verdict(make_run: MakeRun) -> None:
+def clear_lead(make_run: MakeRun) -> list[Side]:
     a = make_run("run-a", gain=0.4, prompts=12, training_seeds=3)
-    b = make_run("run-b", gain=0.0, prompts=12, training_seeds=3, random=1)
-    page = Page(compare_report.write(compare(a, b), a, b, a.path / "compare.html").read_text())
-    assert "WIN: A (run-a) beats B (run-b)." in page.text
-    assert "Noise between training seeds is part of every error." in page.text
-    assert "Where A does best against B" in page.text
+    return [winner_side(a), winner_side(make_run("run-b", gain=0.0, prompts=12, training_seeds=3, random=1))]
+
+
+def test_a_comparison_leads_with_its_verdict_and_why(make_run: MakeRun) -> None:
+    text = compared(clear_lead(make_run)).text
+    assert "WIN: A (run-a) beats B (run-b). The difference is beyond chance (p = " in text
+    assert "outside the noise floor, and the judge confirms it." in text
+    assert "the judge (emoji-judge) says WIN" in text
+    assert "Noise between training seeds is part of every error." in text
+    assert "Where A does best against B" in text
+    assert text.index("WIN: A") < text.index("Shown without a verdict") < text.index("Alarms: has it copied")
+
+
+def test_a_comparison_says_what_is_not_known(make_run: MakeRun) -> None:
+    sides = [winner_side(make_run(name, training_seeds=1, random=i)) for i, name in enumerate(("one", "two"))]
+    text = compared(sides).text
+    assert "there is one training of one and two and no noise floor, so another training could turn" in text
+    assert "No noise floor was measured for these runs" in text
+    assert "There is one training only of at least one side" in text
+
+
+def test_a_tie_inside_the_floor_is_said_to_be_one(make_run: MakeRun) -> None:
+    sides = clear_lead(make_run)
+    metrics = {name: MetricFloor(seed_spread=1.0, image_spread=None) for name in METRICS}
+    sides[0].run.write_floor(Floor(num_seeds=3, num_prompts=12, metrics=metrics))
+    text = compared(sides).text
+    assert (
+        "TIE: A (run-a) and B (run-b) cannot be told apart. The difference is inside the noise floor." in text
+    )
+    assert "inside the noise floor, 3.5" in text
+
+
+def test_what_unrelated_prompts_keep_is_said_of_each_adapter(make_run: MakeRun) -> None:
+    run = make_run(gain=0.2)
+    text = compared([winner_side(run), base_side(run)]).text
+    assert "A (run-a) keeps what it was not trained on" in text and "B (base) keeps" not in text
+
+
+def test_several_sides_have_a_matrix_and_a_section_each(make_run: MakeRun) -> None:
+    sides = clear_lead(make_run)
+    sides.append(base_side(sides[0].run))
+    page = compared(sides)
+    assert "A (run-a) against 2 others: 2 won." in page.text
+    assert "corrected (Holm) for 3 pairs looked at together" in page.text
+    assert "A against B: run-b" in page.text and "A against C: base" in page.text
+    assert {"figure-differences-1", "figure-differences-2"} <= set(page.values("div", "id"))
+
+
+def test_the_matrix_is_its_own_mirror(make_run: MakeRun) -> None:
+    sides = clear_lead(make_run)
+    sides.append(base_side(sides[0].run))
+    rows = compare_report.matrix(sides, compare_all(sides, "similarity"))
+    mirror = {"WIN": "LOSS", "LOSS": "WIN", "TIE": "TIE"}
+    for i, j in [(0, 1), (0, 2), (1, 2)]:
+        one, other = rows[i][j], rows[j][i]
+        assert one is not None and other is not None
+        assert one.verdict == mirror[other.verdict]
+        assert one.difference[1:] == other.difference[1:] and one.difference[0] != other.difference[0]
+    assert [rows[i][i] for i in range(3)] == [None] * 3
 
 
 def test_the_terminal_table_has_a_row_a_metric_and_takes_names_as_text(make_run: MakeRun) -> None:
     a, b = make_run("run-a", metadata=(("name", "[red]a"),)), make_run("run-b", random=1)
-    comparison = compare(a, b)
+    sides = [winner_side(a), winner_side(b)]
+    text = terminal(sides)
+    assert "[red]a" in text and "floor" in text
+    assert all(METRICS[row.metric].label in text for row in compare(a, b).metrics)
+    several = terminal([*sides, base_side(a)])
+    assert "[red]a" in several and "all 3 pairs together (Holm)" in " ".join(several.split())
+
+
+def terminal(sides: list[Side]) -> str:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(compare_report.table(comparison))
-    text = console.export_text()
-    assert "[red]a" in text and all(METRICS[row.metric].label in text for row in comparison.metrics)
+    console.print(compare_report.table(sides, compare_all(sides, "similarity")))
+    return console.export_text()
+
+
+def test_the_file_of_a_page_is_named_safely(make_run: MakeRun) -> None:
+    side = replace(base_side(make_run()), name="../<b>")
+    assert compare_report.file_name([side, side]) == "compare-..-b--..-b-.html"
+    assert len(compare_report.file_name([replace(side, name="x" * 80)] * 9)) < 200
 
 
 def test_best_and_worst_prompts_are_those_of_the_differences(make_run: MakeRun) -> None:
