@@ -25,7 +25,7 @@ SPACE: dict[str, Any] = {
     "base": "replaced by --base",
     "data": "emoji/pixel16",
     "parameters": {"rank": {"choices": [2, 4]}},
-    "default": {"rank": 4, "alpha": 8, "learning_rate": "1e-4", "epochs": 1},
+    "default": {"rank": 4, "alpha": 8, "learning_rate": "1e-3", "epochs": 1, "batch_size": 20},
     "prompts": {"dev": 2, "test": 5, "seeds": 2, "training": 2, "altered": 0, "style": 0},
     "sampler": {"steps": 2, "guidance": 2},
     "floor": 0,
@@ -38,15 +38,18 @@ Compare = Callable[..., tuple[int, str, str]]
 def compare(
     tmp_path: Path, tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Compare:
-    """`compare("base", "a.safetensors", …)` in tmp_path, in adapter mode: exit code, stdout, stderr."""
+    """`compare("base", "a.safetensors", …)` in tmp_path, in adapter mode: exit code, stdout, stderr.
+
+    With `verb="floor"` the other command that works on such a run.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(SPACE))
 
-    def run(*arguments: str) -> tuple[int, str, str]:
+    def run(*arguments: str, verb: str = "compare") -> tuple[int, str, str]:
         where = ["--space", "tiny.yaml", "--base", str(tiny_sdxl)]
-        monkeypatch.setattr(sys, "argv", ["bench", "compare", *arguments, *where])
+        monkeypatch.setattr(sys, "argv", ["bench", verb, *arguments, *where])
         with pytest.raises(SystemExit) as exit_:
             cli.main()
         return int(exit_.value.code or 0), *capsys.readouterr()
@@ -106,12 +109,14 @@ def test_the_floor_of_the_run_stands_in_for_other_trainings(
 ) -> None:
     adapter(base, tmp_path / "one.safetensors", 1)
     assert compare("base", "one.safetensors", "--name", "mine")[0] == 0
+    assert compare("--name", "mine", "--seeds", "2", verb="floor")[0] == 0
+    _, output, _ = compare("base", "one.safetensors", "--name", "mine")
+    assert "and the noise floor stands in for it" in " ".join(output.split())
     metrics = {name: MetricFloor(seed_spread=9.0, image_spread=None) for name in METRICS}
     run = Run.open(tmp_path / "runs" / "mine")
     run.write_floor(Floor(num_seeds=3, num_prompts=5, metrics=metrics))
     _, output, _ = compare("base", "one.safetensors", "--name", "mine")
     assert "The difference is inside the noise floor." in output
-    assert "and the noise floor stands in for it" in " ".join(output.split())
 
 
 def wrong_prefix(file: Path) -> None:
