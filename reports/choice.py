@@ -6,6 +6,7 @@ from bench.run import Candidate, Result, Run
 from bench.scoring.measure import gain_between
 from bench.scoring.metrics import METRICS, Score, best
 from reports.tables import kind_of, ranked
+from reports.verdict import winner_of
 from reports.wording import MISSING, model_name, plus_minus, trial_name
 
 
@@ -71,7 +72,7 @@ def regret(run: Run, result: Result) -> Regret:
     """0 where the winner is the best; never negative."""
     name = result.select_by
     found = best(result.candidates, name, lambda candidate: candidate.scores[name].value)
-    won = next((c for c in result.candidates if c.label == result.winner), found)
+    won = winner_of(result)
     if found.label == won.label:
         return Regret(won.label, 0.0, 0.0)
     sides = [run.evaluations(candidate, "test") for candidate in (found, won)]

@@ -130,7 +130,7 @@ def render(sides: Sequence[Side], comparisons: Sequence[Comparison]) -> str:
     rest = [index for index in range(_num_prompts(sides[0])) if index not in {*best, *worst}]
     select_by = comparisons[0].select_by
     every = _grid(sides, select_by, rest, 0.6 if alone else 1.0)
-    shown = {f"differences-{number}": differences(c) for number, c in enumerate(firsts, start=1)}
+    shown = {f"differences-{i}": differences(c, letter(i)) for i, c in enumerate(firsts, start=1)}
     return page.render(
         "compare.html.j2",
         select_by=METRICS[select_by],
@@ -217,7 +217,7 @@ def _noise(comparisons: Sequence[Comparison]) -> str:
     names = " and ".join(dict.fromkeys(side.name for c in comparisons for side in c.one_training))
     floor = all(comparison.floor_known for comparison in comparisons)
     if names:
-        alone = f"Noise between training seeds is not known: there is one training of {names}"
+        alone = f"Noise between training seeds is not known: there is only one training of {names}"
         if floor:
             return f"{alone}, and the noise floor stands in for it."
         return f"{alone} and no noise floor, so another training could turn the verdict."
@@ -370,7 +370,7 @@ def _kept(name: str, side: Side) -> str:
 # Figures and images
 
 
-def differences(comparison: Comparison) -> go.Figure:
+def differences(comparison: Comparison, second: str = "B") -> go.Figure:
     """Leads in standard errors, so that metrics of different units share one axis."""
     rows = []
     for row in comparison.metrics:
@@ -379,7 +379,9 @@ def differences(comparison: Comparison) -> go.Figure:
             ends = sorted(sign * end / row.stderr for end in (row.low, row.high))
             lead = sign * row.mean / row.stderr
             rows.append(figures.Difference(METRICS[row.metric].label, lead, ends[0], ends[1], row.verdict))
-    return figures.differences(rows)
+    figure = figures.differences(rows)
+    figure.update_xaxes(title=f"← better for {second} | better for A →<br>in standard errors")
+    return figure
 
 
 def prompts(comparison: Comparison) -> go.Figure | None:

@@ -19,6 +19,7 @@ from bench.scoring.metrics import MEMORIZATION, Score
 from reports import images
 from reports.images import Cell, PromptRow
 from reports.tables import Model, ScoreRow, models, score_rows
+from reports.verdict import winner_of
 
 NUM_PAIRS = 6
 """Of each set of prompts."""
@@ -57,7 +58,7 @@ class _View(NamedTuple):
 
 def panel(run: Run, result: Result, base: dict[str, Score]) -> Memorization | None:
     """None where neither numbers nor features of training pictures are in the run folder."""
-    won = next(c for c in result.candidates if c.label == result.winner)
+    won = winner_of(result)
     shown = [m for m in models(result, base) if m.kind != "sampled"]
     rows = score_rows(shown, [metric.name for metric in MEMORIZATION])
     view = _view(run, won)

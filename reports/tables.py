@@ -11,6 +11,7 @@ from bench.scoring.alignment import hessel, percent
 from bench.scoring.metrics import INCEPTION, JUDGE, METRICS, QUALITY, Score
 from bench.space import SearchSpace
 from reports.trials import Point
+from reports.verdict import winner_of
 from reports.wording import (
     MISSING,
     direction,
@@ -168,7 +169,7 @@ def confirmed(
         for title, metrics in NETWORKS.items()
         if (rows := score_rows(shown, [metric.name for metric in metrics]))
     ]
-    won = next((c for c in result.candidates if c.label == result.winner), result.candidates[0])
+    won = winner_of(result)
     clip = won.scores.get("clip_score")
     return Confirmed(
         models=shown,

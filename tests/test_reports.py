@@ -389,7 +389,9 @@ def test_a_comparison_leads_with_its_verdict_and_why(make_run: MakeRun) -> None:
 def test_a_comparison_says_what_is_not_known(make_run: MakeRun) -> None:
     sides = [winner_side(make_run(name, training_seeds=1, random=i)) for i, name in enumerate(("one", "two"))]
     text = compared(sides).text
-    assert "there is one training of one and two and no noise floor, so another training could turn" in text
+    assert (
+        "there is only one training of one and two and no noise floor, so another training could turn" in text
+    )
     assert "No noise floor was measured for these runs" in text
     assert "There is one training only of at least one side" in text
 
@@ -419,6 +421,7 @@ def test_several_sides_have_a_matrix_and_a_section_each(make_run: MakeRun) -> No
     assert "corrected (Holm) for 3 pairs looked at together" in page.text
     assert "A against B: run-b" in page.text and "A against C: base" in page.text
     assert {"figure-differences-1", "figure-differences-2"} <= set(page.values("div", "id"))
+    assert "better for C" in compare_report.differences(compare_all(sides, "similarity")[1], "C").to_json()
 
 
 def test_the_matrix_is_its_own_mirror(make_run: MakeRun) -> None:

@@ -78,7 +78,7 @@ def test_adapter_files_are_drawn_scored_and_compared(
     code, output, _ = compare("base", "one.safetensors", "--fail-on", "loss")
     assert code == 0
     assert "TIE: A (base) and B (one) cannot be told apart." in output
-    assert "there is one training of one and no noise floor" in output
+    assert "there is only one training of one and no noise floor" in output
     run = Run.open(tmp_path / "runs" / "adapters-tiny")
     assert (run.path / "compare-base-one.html").exists()
     (first,) = (run.path / "adapters").iterdir()

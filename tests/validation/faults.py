@@ -77,7 +77,7 @@ def make_adapters(base: BaseModel, data: TrainingData, folder: Path) -> None:
                 rung.save_adapter(0, file)
     sound = folder / "1-sound.safetensors"
     generator = torch.Generator().manual_seed(0)
-    changed(sound, folder / "5-noisy.safetensors", lambda t: t + 0.6 * t.std() * noise(t, generator))
+    changed(sound, folder / "5-noisy.safetensors", lambda t: t + 4 * t.std() * noise(t, generator))
     changed(sound, folder / "6-nan-latents.safetensors", lambda tensor: tensor * 1e18)
     changed(sound, folder / "7-nan-weights.safetensors", lambda tensor: tensor * float("nan"))
     changed(sound, folder / "8-changes-nothing.safetensors", lambda tensor: tensor * 0)
