@@ -23,6 +23,7 @@ temporary name, flushed, then renamed. A run is read without a GPU and without a
 import math
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 """2: a second feature network, probes, confirmations on dev, test and probe prompts. 1: the first."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+WRITERS = 16
+"""Images that are written at once."""
 THUMBNAIL = 256
 """Longest side in pixels of a training picture that is kept to be shown."""
 Split = Literal["dev", "test", "probe", "floor"]
@@ -414,10 +417,14 @@ def write_images(folder: Path, images: NDArray[np.uint8]) -> None:
     """(n, height, width, 3) as lossless WebP: 0000.webp, 0001.webp, …"""
     from PIL import Image
 
+    def write(numbered: tuple[int, NDArray[np.uint8]]) -> None:
+        with replacing(folder / f"{numbered[0]:04d}.webp") as temporary:
+            Image.fromarray(numbered[1]).save(temporary, "WEBP", lossless=True)
+
     folder.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(images):
-        with replacing(folder / f"{index:04d}.webp") as temporary:
-            Image.fromarray(image).save(temporary, "WEBP", lossless=True)
+    # Flushing waits for the disk, on some 10 ms a file: many wait as long as one.
+    with ThreadPoolExecutor(WRITERS) as writers:
+        list(writers.map(write, enumerate(images)))
 
 
 def image_files(folder: Path) -> list[Path]:
