@@ -1,10 +1,11 @@
 """How often `bench compare` calls luck a WIN, and how often it finds a difference that is there.
 
-    bench floor --space tests/validation/pool.yaml --seeds 160
-    bench floor --space tests/validation/better.yaml --seeds 40
+    bench floor --space tests/validation/pool.yaml --seeds 84
+    bench floor --space tests/validation/better.yaml --seeds 60
     python tests/validation/verdicts.py runs/pool runs/better
 
-A side is two trainings, with a noise floor from its own two; no training is used twice.
+A side is three trainings. The noise floor is that of three trainings of the default, as in a search. No
+training is used twice.
 """
 
 import sys
@@ -21,13 +22,13 @@ from bench.floor import measure_floor
 from bench.run import Candidate, Run, exam_folder, read_evaluation
 from bench.scoring.measure import combine
 
-SEEDS = 2
+SEEDS = 3
 
 
 def main(pool: Path, better: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         same = list(sides(Run.open(pool), Path(folder) / "same"))
-        good = list(sides(Run.open(better), Path(folder) / "good"))
+        good = list(sides(Run.open(better), Path(folder) / "good", with_floor=False))
         null = [compare_sides(a, b, "similarity") for a, b in zip(same[::2], same[1::2], strict=False)]
         power = [compare_sides(a, b, "similarity") for a, b in zip(good, same, strict=False)]
         print_rates("The default configuration against itself, other training seeds", null)
@@ -36,21 +37,23 @@ def main(pool: Path, better: Path) -> None:
         print_rate("one training each, paired t-test over prompts, p < 0.05", sum(naive), len(naive))
 
 
-def sides(pool: Run, folder: Path) -> Iterator[Side]:
-    """The pool's trainings by threes, each three as a run of its own."""
+def sides(pool: Run, folder: Path, *, with_floor: bool = True) -> Iterator[Side]:
+    """The pool's trainings by threes, each three as a run of its own, with the floor that they measure."""
     labels = sorted((r.label for r in pool.confirmations()), key=lambda label: int(label.rsplit("-", 1)[1]))
     for start in range(0, len(labels) - SEEDS + 1, SEEDS):
         run = Run.create(folder / str(start), pool.metadata)
         for name in ("real", "base", "confirm"):
             (run.path / name).symlink_to((pool.path / name).resolve())
-        yield candidate_side(run, _candidate(run, tuple(labels[start : start + SEEDS])))
+        side = candidate_side(run, _candidate(run, tuple(labels[start : start + SEEDS])))
+        if with_floor:
+            run.write_floor(measure_floor([evaluation.scores for evaluation in side.evaluations]))
+        yield side
 
 
 def _candidate(run: Run, records: tuple[str, ...]) -> Candidate:
     config = run.space.default
     folders = [run.path / "confirm" / record for record in records]
     test = [read_evaluation(exam_folder(folder, config.epochs, "test")) for folder in folders]
-    run.write_floor(measure_floor([evaluation.scores for evaluation in test]))
     scores, spread = combine(test)
     return Candidate(
         label=records[0],
