@@ -19,7 +19,11 @@ from bench.config import PRESETS, TrialConfig
 from bench.errors import UsageError
 from bench.yaml import Number, Spec
 
-METRIC_NAMES = Literal["clip_score", "diversity", "vendi", "similarity", "kd", "fid", "drift"]
+METRIC_NAMES = Literal[
+    "clip_score", "diversity", "vendi", "similarity", "kd", "cmmd", "centroid", "fid", "drift"
+]
+CHOOSING = Literal["similarity", "clip_score", "diversity", "kd"]
+"""Metrics of which a WIN can be said: the others are biased, redundant or best for what learned nothing."""
 
 
 class Range(Spec):
@@ -209,7 +213,7 @@ class SearchSpace(Spec):
         "clip_score",
         "diversity",
     )
-    select_by: METRIC_NAMES = "similarity"
+    select_by: CHOOSING = "similarity"
     """The objective that ranks finalists and names the winner."""
     prompts: Prompts = Prompts()
     sampler: Sampler = Sampler()

@@ -279,7 +279,7 @@ def test_without_probes_there_is_no_preservation(make_run: MakeRun) -> None:
         {"judge": False, "floor": False, "probes": False, "training_seeds": 1},
         {"winner": "default"},
         {"space": (("select_by", "kd"), ("objectives", ["kd", "similarity"]))},
-        {"space": (("select_by", "vendi"), ("objectives", ["vendi", "similarity"]))},
+        {"space": (("select_by", "diversity"), ("objectives", ["diversity", "similarity"]))},
     ],
     ids=str,
 )

@@ -124,6 +124,8 @@ def test_a_budget_is_a_duration(text: Any, seconds: float) -> None:
         ({"objectives": ["beauty"]}, "objectives.0"),
         ({"objectives": ["kd", "kd"]}, "names an objective twice"),
         ({"select_by": "kd"}, "select_by: must be one of the objectives"),
+        ({"select_by": "drift", "objectives": ["drift"]}, "select_by"),
+        ({"floor": 1}, "floor: a spread needs at least 2 trainings"),
         ({"name": "../x"}, "name"),
         ({"trials": 0}, "trials"),
         ({"budget": "soon"}, "budget"),
