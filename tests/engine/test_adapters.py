@@ -2,12 +2,14 @@
 
 import copy
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from bench.base import BaseModel, TextEmbedding
@@ -126,6 +128,8 @@ def test_images_through_files_are_those_of_the_attached_slots(base: BaseModel, t
         (("unet.", "transformer."), "such as transformer."),
         (("lora_A", "lora_C"), "keys are not of a UNet adapter"),
         (("conv1.lora_A", "conv1.lora_A.default"), None),
+        (("conv1.lora_A", "conv\n1.lora_A"), r"keys are not of a UNet adapter .*\.conv 1\.lora_A"),
+        (("conv1.", "norm1."), r"linear or convolutional modules are not in .*such as .*norm1"),
         (("mid_block", "side_block"), r"modules are not in .*such as side_block"),
     ],
 )
@@ -170,3 +174,194 @@ def test_shapes_that_do_not_fit_are_named(base: BaseModel, tmp_path: Path) -> No
     save_file(tensors, file)
     with pytest.raises(UsageError, match="a.safetensors: does not fit"), attach(base, [file]):
         pass
+
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+def refused(base: BaseModel, file: Path) -> str:
+    with pytest.raises(UsageError) as caught, attach(base, [file]):
+        pass
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("endings", "change", "message"),
+    [
+        (("lora_A.weight",), lambda _: torch.tensor(1.0), r"conv1.lora_A.weight has shape \(\); two or more"),
+        (("lora_B.weight",), lambda _: torch.ones(4), r"conv1.lora_B.weight has shape \(4,\); two or more"),
+        (
+            ("lora_A.weight",),
+            lambda a: a[:0],
+            "conv1: lora_A has rank 0 and lora_B 4; only one rank is allowed",
+        ),
+        (("lora_A.weight", "lora_B.weight"), lambda t: t[:0, :0], "conv1: rank 0; 1 to 1024 are allowed"),
+        (
+            ("lora_A.weight", "lora_B.weight"),
+            lambda t: torch.zeros(1025, 1025),
+            "conv1: rank 1025; 1 to 1024 are",
+        ),
+        (
+            ("lora_A.weight",),
+            lambda a: a[:2],
+            "conv1: lora_A has rank 2 and lora_B 4; only one rank is allowed",
+        ),
+        (("alpha",), lambda _: torch.ones(4), r"conv1.alpha has shape \(4,\); one number is allowed"),
+        (("alpha",), lambda _: torch.ones(0), r"conv1.alpha has shape \(0,\); one number is allowed"),
+        (("alpha",), lambda _: torch.tensor(0.0), "conv1.alpha is 0; a number above 0 is allowed"),
+        (("alpha",), lambda _: torch.tensor(float("inf")), "conv1.alpha holds values that are not finite"),
+        (("alpha",), lambda _: torch.tensor(float("nan")), "conv1.alpha holds values that are not finite"),
+        (
+            ("alpha",),
+            lambda _: torch.tensor(3e38),
+            "conv1: lora_B times alpha / rank is not finite: alpha is 3e",
+        ),
+    ],
+)
+def test_malformed_tensors_are_named(
+    base: BaseModel, tmp_path: Path, endings: tuple[str, ...], change: Change, message: str
+) -> None:
+    file = written(base, tmp_path / "a.safetensors")
+    tensors = load_file(file)
+    module = "unet.down_blocks.0.resnets.0.conv1"
+    tensors[f"{module}.alpha"] = torch.tensor(8.0)
+    tensors[f"{module}.lora_B.weight"] *= 100
+    for ending in endings:
+        tensors[f"{module}.{ending}"] = change(tensors[f"{module}.{ending}"]).contiguous()
+    save_file(tensors, file)
+    with pytest.raises(UsageError, match=f"a.safetensors: .*{message}"):
+        raise UsageError(refused(base, file))
+
+
+def test_the_highest_rank_is_read(base: BaseModel, tmp_path: Path) -> None:
+    file = written(base, tmp_path / "a.safetensors", CONFIG.model_copy(update={"target_modules": ("conv2",)}))
+    tensors = load_file(file)
+    for key, tensor in tensors.items():
+        tensors[key] = torch.cat([tensor] * 256, dim=0 if "lora_A" in key else 1)
+    save_file(tensors, file)
+    with attach(base, [file]):
+        assert not torch.isnan(predicted(base, 1)).any()
+
+
+BAD_DESCRIPTIONS = [
+    ({"lora_alpha": float("nan")}, "lora_alpha: Input should be a finite number, got nan"),
+    ({"lora_alpha": float("inf")}, "lora_alpha: Input should be a finite number, got inf"),
+    ({"lora_alpha": 0}, "lora_alpha: Input should be greater than 0, got 0"),
+    ({"lora_alpha": -8.0}, "lora_alpha: Input should be greater than 0, got -8.0"),
+    ({"lora_alpha": "8"}, "lora_alpha: Input should be a valid number, got '8'"),
+    ({"lora_alpha": None}, "lora_alpha: Input should be a valid number, got None"),
+    ({"alpha_pattern": ["conv1"]}, "alpha_pattern: Input should be a valid dictionary, got ['conv1']"),
+    ({"alpha_pattern": {"conv1": "8"}}, "alpha_pattern.conv1: Input should be a valid number, got '8'"),
+    ({"alpha_pattern": {"conv1": float("nan")}}, "alpha_pattern.conv1: Input should be a finite number"),
+    ({"alpha_pattern": {"conv(": 8}}, "alpha_pattern: names of modules and regular expressions are allowed"),
+    ({"use_rslora": True}, "made with use_rslora, which is not supported; plain LoRA is allowed"),
+    ({"use_dora": True}, "made with use_dora, which is not supported; plain LoRA is allowed"),
+    ({"init_lora_weights": "pissa_niter_4"}, "made with init_lora_weights=pissa_niter_4, which is not"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), BAD_DESCRIPTIONS)
+def test_wrong_descriptions_are_named(
+    base: BaseModel, tmp_path: Path, wrong: dict[str, object], message: str
+) -> None:
+    file = written(base, tmp_path / "a.safetensors")
+    described = {f"unet.{key}": value for key, value in ({"lora_alpha": 8} | wrong).items()}
+    save_file(load_file(file), file, {"lora_adapter_metadata": json.dumps(described)})
+    assert f"{file}: its metadata: {message}" in refused(base, file)
+
+
+@pytest.mark.parametrize(("wrong", "message"), BAD_DESCRIPTIONS)
+def test_wrong_configurations_of_peft_are_named(
+    base: BaseModel, tmp_path: Path, wrong: dict[str, object], message: str
+) -> None:
+    renamed = ("unet.", "base_model.model.")
+    file = changed(written(base, tmp_path / "a.safetensors"), tmp_path / "b.safetensors", renamed)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8} | wrong))
+    assert f"{tmp_path / 'adapter_config.json'}: {message}" in refused(base, file)
+
+
+def saved_by_peft(base: BaseModel, folder: Path, config: LoraConfig) -> PeftModel:
+    """An adapter with random B as PEFT's own `save_pretrained` leaves it, and the model that it is in."""
+    model = get_peft_model(copy.deepcopy(base.unet), config)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1, generator=generator)
+    model.save_pretrained(str(folder))
+    return model
+
+
+def test_what_peft_saves_gives_what_peft_gives(base: BaseModel, tmp_path: Path) -> None:
+    """Keys of alpha_pattern are endings, names and regular expressions."""
+    pattern = {"to_q": 40.0, r"up_blocks\.\d.*conv1": 24.0, "mid_block.resnets.0.conv1": 2.0}
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=["to_q", "to_k", "conv1"],
+        alpha_pattern=pattern,
+        rank_pattern={"to_k": 2},
+    )
+    model = saved_by_peft(base, tmp_path, config)
+    file = tmp_path / "adapter_model.safetensors"
+    assert all(key.startswith("base_model.model.") for key in load_file(file))
+    with attach(base, [file]):
+        ours = predicted(base, 1)
+    plain = copy.copy(base)
+    plain.unet = model.base_model.model
+    torch.testing.assert_close(ours, predicted(plain, 1), rtol=1e-4, atol=1e-5)
+    plain_alpha = json.loads((tmp_path / "adapter_config.json").read_text()) | {"alpha_pattern": None}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(plain_alpha))
+    with attach(base, [file]):
+        assert not torch.allclose(ours, predicted(base, 1), atol=1e-4)
+
+
+def test_patterns_in_metadata_are_matched_as_peft_matches_them(base: BaseModel, tmp_path: Path) -> None:
+    file = written(base, tmp_path / "a.safetensors")
+    tensors = load_file(file)
+    names = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith("lora_A.weight")]
+    alphas = {f"{name}.alpha": torch.tensor(20.0 if name.endswith(".to_q") else 8.0) for name in names}
+    keyed, described = tmp_path / "keyed.safetensors", tmp_path / "described.safetensors"
+    save_file(tensors | alphas, keyed)
+    metadata = {"unet.lora_alpha": 8, "unet.alpha_pattern": {"to_q": 20}}
+    save_file(tensors, described, {"lora_adapter_metadata": json.dumps(metadata)})
+    with attach(base, [keyed, described, file]):
+        first, second, without = predicted(base, 3)
+    torch.testing.assert_close(first, second)
+    assert not torch.allclose(first, without)
+
+
+def test_what_peft_saves_is_refused_without_its_configuration(base: BaseModel, tmp_path: Path) -> None:
+    saved_by_peft(base, tmp_path / "whole", LoraConfig(r=4, lora_alpha=8, target_modules=["to_q"]))
+    file = tmp_path / "adapter_model.safetensors"
+    shutil.copyfile(tmp_path / "whole" / file.name, file)
+    config = tmp_path / "adapter_config.json"
+    expected = f"{file}: its alpha is not known: it needs {config}, which PEFT writes with it"
+    assert refused(base, file) == expected
+    config.write_bytes(b"\xff")
+    assert f"{config}: cannot be read" in refused(base, file)
+    config.write_text("[1]")
+    assert f"{config} has no lora_alpha that can be read" in refused(base, file)
+    config.write_text("{}")
+    assert f"{config}: lora_alpha: required key is missing" in refused(base, file)
+
+
+def test_keys_of_both_layouts_in_one_file_are_refused(base: BaseModel, tmp_path: Path) -> None:
+    renamed = ("unet.mid_block", "base_model.model.mid_block")
+    file = changed(written(base, tmp_path / "a.safetensors"), tmp_path / "b.safetensors", renamed)
+    assert "or all base_model.model.<module>.lora_A.weight), such as base_model.model.mid" in refused(
+        base, file
+    )
+
+
+@pytest.mark.parametrize(("key", "shape"), [("lora_A", (4, 1)), ("lora_B", (1, 4))])
+def test_a_side_of_one_is_not_spread_over_a_module(
+    base: BaseModel, tmp_path: Path, key: str, shape: tuple[int, int]
+) -> None:
+    file = written(base, tmp_path / "a.safetensors")
+    tensors = load_file(file)
+    tensors[next(name for name in tensors if name.endswith(f"to_q.{key}.weight"))] = torch.ones(shape)
+    save_file(tensors, file)
+    message = refused(base, file)
+    assert f"does not fit {base.name}" in message and f"to_q.{key}.weight" in message
