@@ -83,7 +83,7 @@ def floor(
     console = _console()
     run = run_floor(space, overrides, name, RUNS, seed, _engine(), console)
     console.print(reports.floor.table(run))
-    console.print(f"Floor: {run.path / 'floor.json'}", soft_wrap=True)
+    console.print(f"Floor: {run.path / 'floor.json'}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -145,7 +145,7 @@ def main() -> None:
 def _report(run: "Run", console: "Console") -> None:
     import reports.search
 
-    console.print(f"Report: {reports.search.write(run)}", soft_wrap=True)
+    console.print(f"Report: {reports.search.write(run)}", markup=False, soft_wrap=True)
 
 
 def _sides(names: list[str], flags: dict[str, str], console: "Console") -> tuple[list["Side"], Path]:

@@ -32,7 +32,15 @@ from bench.scoring.distance import kernel_difference, kernel_difference_leave_ou
 from bench.scoring.measure import UNRELATED, gain_between
 from bench.scoring.metrics import METRICS, Metric, Score, judged
 from bench.scoring.preservation import Preservation, preserved
-from bench.scoring.statistics import PairedTest, SwapStatistic, holm, jackknife_stderr, paired_test, swap_test
+from bench.scoring.statistics import (
+    PairedTest,
+    SwapStatistic,
+    holm,
+    jackknife_stderr,
+    paired_test,
+    satterthwaite,
+    swap_test,
+)
 
 ALPHA = 0.05
 CHANGE = "clip_change"
@@ -85,7 +93,7 @@ class Side:
         score = self.scores.get(CHANGE)
         if not self.trained or score is None:
             return None
-        return preserved(score.value, score.stderr, score.num_prompts)
+        return preserved(score, self.seed_spread.get(CHANGE, math.nan), len(self.evaluations))
 
     def per_prompt(self, metric: str) -> Values:
         """One value a prompt, averaged over trainings; of `clip_change` one an unrelated probe."""
@@ -443,7 +451,7 @@ def _with_seed_noise(test: PairedTest, variances: list[tuple[float, int]]) -> Pa
     if not variances or not stderr > 0:
         return test
     parts = [(test.stderr**2, test.num_prompts - 1), *variances]
-    freedom = stderr**4 / sum(variance**2 / degrees for variance, degrees in parts)
+    freedom = satterthwaite(parts)
     half = float(student.ppf(1 - ALPHA / 2, freedom)) * stderr
     return PairedTest(
         mean=test.mean,
@@ -505,7 +513,7 @@ def _reason(comparison: Comparison) -> str:
     main, judge = comparison.main, comparison.judge
     label = METRICS[comparison.select_by].label
     if main is None:
-        return f"{label} is shown without a verdict: it is never tested"
+        return f"{label} cannot be tested: what a test needs is not in the run folders"
     if main.verdict == "TIE":
         return f"the difference is {_doubt(main)}"
     if judge is not None and judge.verdict == "TIE":
@@ -517,8 +525,17 @@ def _reason(comparison: Comparison) -> str:
     if comparison.verdict == "TIE":
         return f"the difference is no more than chance may give, {p_value}"
     floor = " and outside the noise floor" if main.floor is not None else ", no noise floor being known"
-    confirmed = "the judge confirms it" if judge else "no judge was there to confirm it"
-    return f"the difference is beyond chance ({p_value}){floor}, and {confirmed}"
+    return f"the difference is beyond chance ({p_value}){floor}, and {_confirmed(comparison)}"
+
+
+def _confirmed(comparison: Comparison) -> str:
+    counterpart = judged(comparison.select_by)
+    if comparison.judge:
+        return "the judge confirms it"
+    if counterpart is None:
+        return "it is no measure that a judge could confirm"
+    known = any(counterpart in side.scores for side in (comparison.a, comparison.b))
+    return "the judge's features are lost" if known else "no judge was there to confirm it"
 
 
 def _doubt(row: MetricComparison) -> str:

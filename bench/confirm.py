@@ -1,7 +1,8 @@
 """The end of a search: the best few and the default are trained again on fresh seeds, and examined.
 
 What is chosen, epochs and winner, is chosen by the retrainings' scores on the dev prompts. What is
-reported are their scores on the test prompts, which no choice has touched: no winner's curse is in them.
+reported are their scores on the test prompts: the luck of prompts and images is not in the choice. The luck
+of the retrainings is, a little: a lucky one is lucky on both.
 """
 
 import shutil
@@ -17,7 +18,7 @@ from bench.packs import Job, Packs
 from bench.pareto import Point, finalists
 from bench.run import Candidate, Evaluation, Result, Run, Split, TrialRecord
 from bench.scoring.exam import Exam
-from bench.scoring.measure import combine, gain_between
+from bench.scoring.measure import combine
 from bench.scoring.metrics import METRICS, Score, best
 
 FRESH_SEED = 1_000_000
@@ -73,8 +74,11 @@ class Confirmation:
     @property
     def units(self) -> float:
         """Work to expect, in the units of `Packs`."""
+        confirm = self.run.space.confirm
+        return self._work(self.num_trainings("default") + confirm.finalists * confirm.seeds)
+
+    def _work(self, trainings: int) -> float:
         space = self.run.space
-        trainings = self.num_trainings("default") + space.confirm.finalists * space.confirm.seeds
         mean_epochs = sum(space.rungs) / len(space.rungs)
         dev = self.packs.drawing(self.exams["dev"]) * (len(space.rungs) + 1) / 2
         rest = sum(self.packs.drawing(self.exams[split]) for split in EXAMINED if split in self.exams)
@@ -88,7 +92,7 @@ class Confirmation:
     def _retrain(self, configs: Mapping[str, TrialConfig]) -> None:
         jobs = [job for label, config in configs.items() for job in self._jobs(label, config)]
         todo = sorted((job for job in jobs if not job.ended), key=lambda job: job.config.epochs)
-        self.packs.progress.total(self.packs.done + self.units * len(todo) / max(1, len(jobs)))
+        self.packs.progress.total(self.packs.done + self._work(len(todo)))
         self.packs.train(todo, self.exams["dev"], self.run.space.rungs)
 
     def _jobs(self, label: str, config: TrialConfig) -> list[Job]:
@@ -101,10 +105,13 @@ class Confirmation:
         return jobs
 
     def _records(self, label: str) -> list[TrialRecord]:
-        """Retrainings that ended well."""
-        folders = [self.run.confirm_folder(label, number) for number in range(self.num_trainings(label))]
-        records = [runs.read_trial(folder) for folder in folders if (folder / "trial.json").exists()]
-        return [record for record in records if record.state == "complete"]
+        """Retrainings that ended well; of the default all there are, such as those of a larger floor."""
+        records = [record for record in self._tried(label) if record.state == "complete"]
+        return sorted(records, key=_seed)
+
+    def _tried(self, label: str) -> list[TrialRecord]:
+        records = [r for r in self.run.confirmations() if r.label.rsplit("-seed-", 1)[0] == label]
+        return [r for r in records if label == "default" or _seed(r) < self.num_trainings(label)]
 
     # Choosing, on the dev prompts
 
@@ -160,6 +167,7 @@ class Confirmation:
             label=label,
             config=config,
             records=tuple(record.label for record, _ in examined),
+            num_failed=len(self._tried(label)) - len(examined),
             scores={name: score for scores, _ in combined for name, score in scores.items()},
             seed_spread={name: spread for _, spreads in combined for name, spread in spreads.items()},
             search=searched[1].scores if searched else {},
@@ -172,16 +180,10 @@ class Confirmation:
             raise StudyError(f"no configuration could be confirmed{self._first_failure()}", self.run.path)
         metric = self.run.space.select_by
         winner = best(candidates, metric, lambda c: c.by_epoch[c.config.epochs][metric].value)
-        gains: dict[str, tuple[float, float]] = {}
-        if candidates[0].label == "default" and winner.label != "default":
-            sides = (_by_split(self._examined(c.label, c.config)) for c in (winner, candidates[0]))
-            for won, default in zip(*sides, strict=True):
-                gains |= gain_between(won, default)
         return Result(
             winner=winner.label,
             candidates=tuple(candidates),
             select_by=metric,
-            gain_over_default=gains,
             seconds=seconds,
         )
 
@@ -191,6 +193,9 @@ class Confirmation:
         return f"; the first failure: {reasons[0]}" if reasons else ""
 
     def _write_floor(self, default: TrialConfig) -> Floor | None:
+        """None, and nothing written, where none is wanted or fewer than two trainings could be scored."""
+        if not self.run.space.floor:
+            return None
         examined = self._examined("default", default)
         trainings = [{name: e.scores[name] for e in found for name in e.scores} for _, found in examined]
         if len(trainings) < 2:
@@ -222,6 +227,11 @@ class Confirmation:
 
 def _by_split(examined: Sequence[tuple[TrialRecord, list[Evaluation]]]) -> list[list[Evaluation]]:
     return [list(evaluations) for evaluations in zip(*(found for _, found in examined), strict=True)]
+
+
+def _seed(record: TrialRecord) -> int:
+    """Number of a retraining."""
+    return int(record.label.rsplit("-", 1)[1])
 
 
 def found_by(run: Run) -> dict[str, tuple[int, Evaluation]]:

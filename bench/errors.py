@@ -5,7 +5,7 @@ BenchError              shown as one line, exit code 2
 ├── MissingError        something is not on this machine; the message says how to get it
 ├── MismatchError       two things that must agree do not (runs to compare, a run to resume)
 ├── TrialError          one trial cannot be scored; recorded with its reason, the study goes on
-└── StudyError          every trial failed, so that there is nothing to confirm
+└── StudyError          too many trainings failed: there is nothing to confirm, or no floor to measure
 """
 
 from pathlib import Path

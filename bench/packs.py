@@ -197,22 +197,22 @@ class Packs:
 
     def _examine(self, adapters: Sequence[tuple[Path, Path]], exam: Exam) -> None:
         self.progress.status(f"scoring {len(adapters)} adapters on the {exam.split} prompts")
+        drawn = None
         try:
             drawn, losses = self._drawn(adapters, exam)
         except (OSError, SafetensorError) as error:
             raise _machine(error) from None
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             if len(adapters) == 1:
-                raise
+                raise _machine(error) from None
+        if drawn is None:  # out of the handler, whose traceback holds what the first attempt allocated
             self._say_halved(len(adapters))
             for half in _halves(adapters):
                 self._examine(half, exam)
             return
         for slot, (_, folder) in enumerate(adapters):
             try:
-                evaluation = exam.score(drawn[slot])
-                if exam.loss_gap:
-                    evaluation.scores["loss_gap"] = exam.loss_gap.score(losses[slot])
+                evaluation = exam.score(drawn[slot], losses[slot])
                 runs.write_evaluation(folder, evaluation, drawn[slot])
             except TrialError as error:
                 self.refused[folder] = str(error)

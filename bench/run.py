@@ -149,6 +149,8 @@ class Candidate:
     """With the chosen number of epochs."""
     records: tuple[str, ...]
     """Labels of its trainings in confirm/."""
+    num_failed: int
+    """Trainings that are not among them: they failed, or their images could not be scored."""
     scores: dict[str, Score]
     """Confirmed: means over seeds on test prompts and probes; errors join prompts and training seeds."""
     seed_spread: dict[str, float]
@@ -168,8 +170,6 @@ class Result:
     """Label of the winning Candidate: best on the dev prompts after retraining (`default` if none was)."""
     candidates: tuple[Candidate, ...]
     select_by: str
-    gain_over_default: dict[str, tuple[float, float]]
-    """Metric -> winner minus default with its standard error, paired by prompt where that is possible."""
     seconds: float
     """Wall-clock seconds of the whole search, resumed parts added up."""
 
@@ -258,8 +258,7 @@ class Run:
         data = read_json(file)
         with reading(file):
             candidates = tuple(_candidate(candidate) for candidate in data.pop("candidates"))
-            gains = {name: (gain, stderr) for name, (gain, stderr) in data.pop("gain_over_default").items()}
-            return Result(**data, candidates=candidates, gain_over_default=gains)
+            return Result(**data, candidates=candidates)
 
     # Writing
 
@@ -438,6 +437,7 @@ def _candidate(data: dict[str, Any]) -> Candidate:
         label=data["label"],
         config=TrialConfig.model_validate(data["config"]),
         records=tuple(data["records"]),
+        num_failed=data["num_failed"],
         scores=_scores(data["scores"]),
         seed_spread={name: math.nan if spread is None else spread for name, spread in spreads},
         search=_scores(data["search"]),

@@ -112,7 +112,8 @@ def run_search(
     is checked before anything is written: raises a BenchError.
     """
     space = resolve(load_space(space_name), overrides)
-    with open_session(space, run_name, folder, seed, console) as session, show_progress(console) as progress:
+    opened = open_session(space, run_name, folder, seed, console, is_search=True)
+    with opened as session, show_progress(console) as progress:
         exams = session.exams(progress)
         packs = packs_of(session, engine, progress)
         confirmation = Confirmation(run=session.run, packs=packs, exams=exams)
@@ -188,11 +189,14 @@ def _digests(files: Sequence[Path]) -> dict[Path, str]:
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256 of a file; raises MissingError."""
+    """SHA-256 of an adapter file, and of PEFT's configuration beside it; raises MissingError."""
     if not file.is_file():
         raise MissingError(f"{file}: no such file")
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for part in (file, file.with_name("adapter_config.json")):
+        if part.is_file():
+            digest.update(part.read_bytes())
+    return digest.hexdigest()
 
 
 def adapter_label(digest: str) -> str:
@@ -220,12 +224,21 @@ def packs_of(session: Session, engine: Engine, progress: Progress) -> Packs:
 
 @contextmanager
 def open_session(
-    space: SearchSpace, run_name: str | None, folder: Path, seed: int, console: Console
+    space: SearchSpace,
+    run_name: str | None,
+    folder: Path,
+    seed: int,
+    console: Console,
+    *,
+    is_search: bool = False,
 ) -> Iterator[Session]:
-    """Load and check all that a space names, then open or create its run folder and hold its lock."""
+    """Load and check all that a space names, then open or create its run folder and hold its lock.
+
+    A search may last longer than the one that was begun, and its run.json says so; others leave it alone.
+    """
     path = folder / _checked_name(run_name or space.name)
     device = find_device()
-    console.print(f"Device: {_describe(device)}", highlight=False)
+    console.print(f"Device: {_describe(device)}", highlight=False, markup=False)
     dataset = load_dataset(_required(space, "data"), space.trigger)
     base = load_base(
         space.base, device, revision=space.revision, resolution=space.resolution, dtype=space.dtype
@@ -238,12 +251,13 @@ def open_session(
     notes = _notes(base, scorer, dataset, prompts, space.trigger, missing)
     metadata = _metadata(path.name, space, seed, base, dataset, networks, prompts, device, notes)
     for note in notes:
-        console.print(f"Note: {note}.", highlight=False, soft_wrap=True)
+        console.print(f"Note: {note}.", highlight=False, markup=False, soft_wrap=True)
     with _locked(path):
-        run = _open_or_create(path, metadata, prompts, base.resolution)
+        run = _open(path, metadata, is_search) or _create(path, metadata, prompts, base.resolution)
         console.print(
             f"Run: {path}  (base {base.name}, data {dataset.name}: {len(dataset.train)} images to train on)",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
         yield Session(
@@ -382,14 +396,19 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _open_or_create(
+def _open(path: Path, metadata: Metadata, is_search: bool) -> Run | None:
+    """The run of that path, with the space as given now; None if there is none."""
+    if not (path / "run.json").exists():
+        return None
+    run = Run.open(path)
+    _check_same(run, metadata)
+    lasting = dataclasses.replace(run.metadata, space=metadata.space)
+    return Run.create(path, lasting) if is_search else Run(path, lasting)
+
+
+def _create(
     path: Path, metadata: Metadata, prompts: Mapping[Split, Sequence[Prompt]], resolution: int
 ) -> Run:
-    if (path / "run.json").exists():
-        run = Run.open(path)
-        _check_same(run, metadata)
-        # Only how long it lasts may have changed.
-        return Run.create(path, dataclasses.replace(run.metadata, space=metadata.space))
     if any((path / name).exists() for name in ("study.db", "trials", "confirm")):
         raise MismatchError(f"{path}: holds trials but no run.json; give another --name")
     for split in REAL:

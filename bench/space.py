@@ -157,7 +157,8 @@ class Prompts(Spec):
     probe_seeds: int = Field(1, ge=1)
     """Images of each prompt of these four kinds."""
     file: str | None = Field(None, min_length=1)
-    """A YAML file that lists texts by kind; kinds that it leaves out are bundled or made from the data."""
+    """A YAML file, from the working directory, that lists texts by kind; kinds that it leaves out are bundled
+    or made from the data."""
 
 
 class Confirm(Spec):

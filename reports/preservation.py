@@ -1,9 +1,10 @@
 """Preservation in the search report: what training changed beside what it was meant to change."""
 
+import math
 from typing import NamedTuple
 
 from bench.run import Candidate, PromptRecord, Result, Run, exam_folder
-from bench.scoring.metrics import PRESERVATION, Score
+from bench.scoring.metrics import PRESERVATION
 from bench.scoring.preservation import MARGIN, preserved
 from reports.images import Column, Grid, column, grid
 from reports.tables import Model, ScoreRow, models, score_rows
@@ -45,16 +46,18 @@ def panel(run: Run, result: Result) -> Preservation | None:
     strips = _strips(run, [by_label[label] for label in reversed(labels)], result.winner)
     if not rows and not strips:
         return None
-    said = [sentence(label, by_label[label].scores.get("clip_change")) for label in labels]
+    said = [sentence(by_label[label]) for label in labels]
     return Preservation([text for text in said if text], shown, rows, strips)
 
 
-def sentence(label: str, score: Score | None) -> str:
+def sentence(candidate: Candidate) -> str:
     """Whether unrelated prompts are still followed: non-inferiority of the CLIP score; empty if unknown."""
+    score, label = candidate.scores.get("clip_change"), candidate.label
     if score is None or score.num_prompts < 2:
         return ""
     name = capital(trial_name(label))
-    found = preserved(score.value, score.stderr, score.num_prompts)
+    spread = candidate.seed_spread.get("clip_change", math.nan)
+    found = preserved(score, spread, len(candidate.records))
     interval = f"their CLIP score changed by {span(found.low, found.high)}"
     if found.verdict == "kept":
         return (

@@ -327,18 +327,11 @@ def _write_evaluation(
 def _write_result(run: Run, sketch: Sketch, pictures: NDArray[np.uint8], rng: Any) -> None:
     labels = dict.fromkeys(["default", sketch.winner, "0001"])
     candidates = tuple(_candidate(run, sketch, label, pictures, rng) for label in labels)
-    scores = {candidate.label: candidate.scores for candidate in candidates}
-    won, default = scores[sketch.winner], scores["default"]
     run.write_result(
         Result(
             winner=sketch.winner,
             candidates=candidates,
             select_by=run.space.select_by,
-            gain_over_default={
-                name: (won[name].value - default[name].value, won[name].gain_stderr or 0.0)
-                for name in won
-                if sketch.winner != "default"
-            },
             seconds=1312.0,
         )
     )
@@ -373,6 +366,7 @@ def _candidate(run: Run, sketch: Sketch, label: str, pictures: NDArray[np.uint8]
         label=label,
         config=config,
         records=tuple(records),
+        num_failed=0,
         scores={name: replace(first[name], value=float(np.mean(values[name]))) for name in measured} | probed,
         seed_spread={
             name: float(np.std(values[name], ddof=1)) if len(evaluations) > 1 else float("nan")

@@ -112,7 +112,6 @@ def test_without_a_confirmed_default_there_is_no_win(make_run: MakeRun) -> None:
     run = make_run(gain=0.2)
     data = read_json(run.path / "result.json")
     data["candidates"] = [entry for entry in data["candidates"] if entry["label"] != "default"]
-    data["gain_over_default"] = {}
     write_json(run.path / "result.json", data)
     text = page_of(run).text
     assert "the default config could not be confirmed" in text and "Trial 2 wins" not in text
@@ -137,7 +136,27 @@ def test_one_training_seed_is_said_to_be_one(make_run: MakeRun) -> None:
     run = make_run(training_seeds=1, gain=0.2, prompts=12)
     said = verdict(run, run.result(), [])
     assert (said.tone, said.headline) == ("tie", "Trial 2 leads, on one training seed.")
-    assert "with 1 fresh training. What another training seed would change is not known." in said.detail
+    assert "with 1 fresh training. What another training would change is not known" in said.detail
+    assert "a WIN may be the luck of that training" in page_of(run).text
+
+
+def test_trainings_that_failed_are_counted(make_run: MakeRun) -> None:
+    run = make_run(gain=0.2, prompts=12)
+    assert "failed" not in verdict(run, run.result(), []).detail
+    data = read_json(run.path / "result.json")
+    next(entry for entry in data["candidates"] if entry["label"] == "0002")["num_failed"] = 1
+    write_json(run.path / "result.json", data)
+    detail, text = verdict(run, run.result(), []).detail, page_of(run).text
+    assert "with 2 fresh trainings (1 of 3 trainings failed)." in detail
+    assert "Trial 2 winner 1 of 3 trainings failed" in text
+    assert "Trainings that failed could not be scored" in text
+
+
+def test_only_the_prompts_are_said_to_be_untouched(make_run: MakeRun) -> None:
+    text = page_of(make_run(gain=0.2, prompts=12)).text
+    assert "The same trainings chose it, on dev prompts, so some of their luck remains" in text
+    assert "some of their luck flatters the winner there: on average by at most about 0.3" in text
+    assert "tests on test prompts that you have seen" in text
 
 
 @pytest.mark.parametrize(
@@ -389,11 +408,24 @@ def test_a_comparison_leads_with_its_verdict_and_why(make_run: MakeRun) -> None:
 def test_a_comparison_says_what_is_not_known(make_run: MakeRun) -> None:
     sides = [winner_side(make_run(name, training_seeds=1, random=i)) for i, name in enumerate(("one", "two"))]
     text = compared(sides).text
-    assert (
-        "there is only one training of one and two and no noise floor, so another training could turn" in text
-    )
+    assert "There is only one training of one and two, whose training noise is not known" in text
+    assert "a WIN or LOSS may be the luck of that training; no noise floor was measured." in text
     assert "No noise floor was measured for these runs" in text
     assert "There is one training only of at least one side" in text
+
+
+def test_the_floor_is_not_said_to_stand_in_for_the_noise_of_one_training(make_run: MakeRun) -> None:
+    a, b = make_run("run-a", training_seeds=1), make_run("run-b", training_seeds=1, random=1)
+    a.write_floor(
+        Floor(
+            num_seeds=3,
+            num_prompts=12,
+            metrics={"similarity": MetricFloor(seed_spread=0.001, image_spread=None)},
+        )
+    )
+    text = compared([winner_side(a), winner_side(b)]).text
+    assert "that training; the noise floor is the luck of the default configuration, and others may" in text
+    assert "the noise floor does not say it" in text
 
 
 def test_a_tie_inside_the_floor_is_said_to_be_one(make_run: MakeRun) -> None:

@@ -104,6 +104,33 @@ def test_gains_are_shown_with_the_bands_in_which_they_are_a_tie(make_run: MakeRu
     assert default.high - default.low == pytest.approx(2 * (found.over_default.main.floor or 0))
 
 
+def test_lines_of_gains_are_the_intervals_of_the_comparison_with_the_base(make_run: MakeRun) -> None:
+    run = make_run(training_seeds=3)
+    found = contests(run, finished(run))
+    shown = proof.gains(finished(run), "similarity", found)
+    won = next(row for row in shown.rows if row.kind == "winner")
+    main = found.over_base["0002"].main
+    assert main is not None and shown.lines == "95 % intervals" and len(shown.rows) == 3
+    assert (won.gain, won.low, won.high) == (main.mean, main.low, main.high)
+    assert won.high - won.low > 4 * main.stderr
+    assert "lines: 95 % intervals" in text_of(run)
+
+
+def test_where_one_gain_was_not_compared_all_lines_are_two_standard_errors(make_run: MakeRun) -> None:
+    run = make_run(training_seeds=3)
+    found = contests(run, finished(run))
+    del found.over_base["0001"]
+    shown = proof.gains(finished(run), "similarity", found)
+    assert shown.lines == "± 2 standard errors" and len(shown.rows) == 3
+    assert [row.high - row.gain for row in shown.rows] == pytest.approx([2 * r.stderr for r in shown.rows])
+
+
+def test_the_floor_is_said_to_be_the_luck_of_the_default_alone(make_run: MakeRun) -> None:
+    text = text_of(make_run(training_seeds=3))
+    assert "It is the luck of the default configuration; a stronger one may vary much more" in text
+    assert "exceeds the floor 4 times<br>of 5" in text and "A WIN needs more than that" in text
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
@@ -243,8 +270,10 @@ def test_without_training_features_there_are_numbers_and_no_pairs(make_run: Make
         (-0.03, "Trial 2 follows unrelated prompts less well than the base"),
     ],
 )
-def test_preservation_is_non_inferiority_in_words(value: float, words: str) -> None:
-    assert preservation.sentence("0002", score(value, 0.002)).startswith(words)
+def test_preservation_is_non_inferiority_in_words(make_run: MakeRun, value: float, words: str) -> None:
+    won = winner_of(finished(make_run()))
+    won.scores["clip_change"] = score(value, 0.002)
+    assert preservation.sentence(won).startswith(words)
 
 
 def test_probes_are_shown_by_kind_beside_the_base(make_run: MakeRun) -> None:

@@ -6,13 +6,21 @@ from torch_fidelity.metric_kid import mmd2
 
 from bench.errors import UsageError
 from bench.scoring.distance import kernel
-from bench.scoring.preservation import MARGIN, preserved, shift, shift_sums
+from bench.scoring.metrics import Score
+from bench.scoring.preservation import MARGIN, Preservation, preserved, shift, shift_sums
 from bench.scoring.statistics import mean_stderr
 
 
 def unit(rows: int, seed: int) -> NDArray[np.float32]:
     features = np.random.default_rng(seed).normal(size=(rows, 8)).astype(np.float32)
     return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True))
+
+
+def changed(
+    value: float, stderr: float, prompts: int, spread: float = np.nan, seeds: int = 1
+) -> Preservation:
+    score = Score(value=value, stderr=stderr, num_images=prompts, num_prompts=prompts, extractor="emoji-clip")
+    return preserved(score, spread, seeds)
 
 
 def test_shift_is_the_mean_over_the_seeds_of_a_prompt() -> None:
@@ -52,25 +60,36 @@ def _noise(rng: np.random.Generator) -> NDArray[np.float64]:
 def test_verdict_is_that_of_statsmodels_interval(mean: float, spread: float, verdict: str) -> None:
     changes = np.random.default_rng(0).normal(size=40)
     changes = mean + spread * (changes - changes.mean()) / changes.std(ddof=1)
-    result = preserved(*mean_stderr(changes), 40)
+    result = changed(*mean_stderr(changes), 40)
     assert (result.low, result.high) == pytest.approx(DescrStatsW(changes).tconfint_mean())
     assert result.verdict == verdict
     assert result.margin == MARGIN == 0.005
 
 
 def test_a_fall_within_the_margin_is_kept_even_when_it_is_certain() -> None:
-    result = preserved(-0.003, 0.0005, 32)
+    result = changed(-0.003, 0.0005, 32)
     assert result.high < 0 and result.verdict == "kept"
 
 
 def test_a_loss_of_the_margin_is_seldom_called_kept() -> None:
     rng = np.random.default_rng(0)
-    kept = [preserved(*mean_stderr(rng.normal(-MARGIN, 0.02, 32)), 32).verdict == "kept" for _ in range(2000)]
+    kept = [changed(*mean_stderr(rng.normal(-MARGIN, 0.02, 32)), 32).verdict == "kept" for _ in range(2000)]
     assert np.mean(kept) == pytest.approx(0.025, abs=0.012)
+
+
+def test_the_noise_of_three_trainings_is_not_taken_for_that_of_many_prompts() -> None:
+    rng, kept = np.random.default_rng(1), 0
+    for _ in range(2000):
+        trainings = rng.normal(-MARGIN, 0.004, 3)
+        prompts = rng.normal(0, 0.01, 32)
+        spread = float(trainings.std(ddof=1))
+        stderr = float(np.sqrt(prompts.var(ddof=1) / 32 + spread**2 / 3))
+        kept += changed(float(trainings.mean() + prompts.mean()), stderr, 32, spread, 3).verdict == "kept"
+    assert kept / 2000 < 0.035
 
 
 def test_one_prompt_preserves_nothing() -> None:
     with pytest.raises(UsageError, match="at least 2 prompts, got 1"):
-        preserved(0.0, 0.0, 1)
+        changed(0.0, 0.0, 1)
     with pytest.raises(UsageError, match="kernel distance needs"):
         shift_sums(unit(2, 0), unit(2, 1), 2).distance()

@@ -71,11 +71,16 @@ class Exam:
         """Images (num_slots, prompts × seeds, height, width, 3) through the attached adapters."""
         return generate(self.base, self.text, self.empty, self.seeds, self.sampler, num_slots, on_progress)
 
-    def score(self, images: NDArray[np.uint8]) -> Evaluation:
-        """One adapter's images -> its Evaluation; raises TrialError for images that must not be scored."""
+    def score(self, images: NDArray[np.uint8], losses: NDArray[np.float64] | None = None) -> Evaluation:
+        """One adapter's images (and denoising losses, of probes) -> its Evaluation.
+
+        Raises TrialError for images that must not be scored.
+        """
         check_images(images, self.base_images, self.reference.num_seeds)
         with _one_thread().limit(limits=1, user_api="blas"):
             evaluation = self._evaluate(images)
+        if self.loss_gap and losses is not None:
+            evaluation.scores["loss_gap"] = self.loss_gap.score(losses)
         if any(not np.isfinite(score.value) for score in evaluation.scores.values()):
             raise TrialError("a score is not a finite number")
         return evaluation

@@ -3,14 +3,18 @@
 The images are compared with the base model's of the same prompts and seeds.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
+from bench.errors import UsageError
 from bench.scoring.distance import KernelSums
-from bench.scoring.statistics import interval
+from bench.scoring.metrics import Score
+from bench.scoring.statistics import satterthwaite
 
 MARGIN = 0.005
 """A mean fall of the CLIP score's raw cosine by less than this counts as none."""
@@ -55,12 +59,19 @@ def shift_sums(features: NDArray[np.float32], base: NDArray[np.float32], num_see
     return KernelSums.of(features, base, prompts, prompts)
 
 
-def preserved(change: float, stderr: float, num_prompts: int, margin: float = MARGIN) -> Preservation:
+def preserved(score: Score, spread: float, num_trainings: int, margin: float = MARGIN) -> Preservation:
     """Non-inferiority of a mean change over prompts, such as that of the CLIP score (ICH E9, 1998).
 
     A test for a difference cannot show that there is none; this asks whether the lower end of the 95 %
-    interval, Student's with prompts − 1 degrees of freedom, stays above −margin.
+    interval stays above −margin. `spread` is the standard deviation between trainings (NaN if not known),
+    whose part in `score.stderr` has trainings − 1 degrees of freedom; that of prompts has prompts − 1.
     """
-    low, high = interval(change, stderr, num_prompts)
+    if score.num_prompts < 2:
+        raise UsageError(f"a standard error needs at least 2 prompts, got {score.num_prompts}")
+    of_seeds = spread**2 / num_trainings if num_trainings > 1 and math.isfinite(spread) else 0.0
+    of_prompts = max(score.stderr**2 - of_seeds, 0.0)
+    parts = [(of_prompts, score.num_prompts - 1.0), (of_seeds, max(num_trainings - 1.0, 1.0))]
+    half = float(student.ppf(0.975, satterthwaite(parts))) * score.stderr
+    change, low, high = score.value, score.value - half, score.value + half
     verdict: Verdict = "kept" if low > -margin else "lost" if high < 0 else "not shown"
     return Preservation(verdict=verdict, change=change, low=low, high=high, margin=margin)

@@ -48,6 +48,16 @@ def interval(value: float, stderr: float, num_prompts: int) -> tuple[float, floa
     return value - half, value + half
 
 
+def satterthwaite(parts: Sequence[tuple[float, float]]) -> float:
+    """Degrees of freedom of a sum of independent variances, each given with its own.
+
+    (Σ v)² / Σ v²/ν (Satterthwaite 1946; Welch's for two samples); infinite where all are 0.
+    """
+    squares = sum(variance**2 / freedom for variance, freedom in parts)
+    total = sum(variance for variance, _ in parts)
+    return float(total**2 / squares) if squares > 0 else float("inf")
+
+
 def bootstrap_samples(num_prompts: int, count: int = 999) -> NDArray[np.intp]:
     """Prompts drawn with replacement, shape (count, prompts): always the same for one number of prompts.
 

@@ -3,6 +3,7 @@
 import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from bench.base import BaseModel, TrainingData
 from bench.config import TrainingConfig, TrialConfig
 from bench.errors import BenchError, MismatchError, UsageError
-from bench.packs import Trainer
+from bench.packs import Attach, Trainer
 from bench.run import Run, epoch_folder, image_files, read_evaluation, read_losses
 from bench.session import Engine, run_floor, run_search
 from bench.yaml import read
@@ -53,7 +54,13 @@ def search(tmp_path: Path, tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     console = Console(file=io.StringIO())
 
-    def run(trainer: Trainer = train, seed: int = 0, trials: int | None = None, **fields: Any) -> Run:
+    def run(
+        trainer: Trainer = train,
+        attach: Attach = attach,
+        seed: int = 0,
+        trials: int | None = None,
+        **fields: Any,
+    ) -> Run:
         file = written(tmp_path / "tiny.yaml", {"base": str(tiny_sdxl), **fields})
         engine = Engine(train=trainer, attach=attach)
         return run_search(str(file), {"trials": trials}, None, tmp_path / "runs", seed, engine, console)
@@ -200,8 +207,60 @@ def test_a_floor_is_measured_alone_and_a_search_builds_on_it(
     assert run.floor() == found
 
 
+def test_a_search_keeps_the_larger_floor_that_was_measured_before(floor: Search, search: Search) -> None:
+    before = floor(floor=4)
+    run = search(floor=2)
+    assert run.floor() == before.floor()
+    result = run.result()
+    assert result is not None
+    assert len(result.candidates[0].records) == 4
+
+
+def test_measuring_a_floor_leaves_the_record_of_the_search_alone(floor: Search, search: Search) -> None:
+    search(trials=4)
+    record = floor(floor=3).path / "run.json"
+    assert Run.open(record.parent).space.trials == 4
+    assert (found := Run.open(record.parent).floor()) is not None and found.num_seeds == 3
+
+
+def test_memory_that_runs_out_while_examining_halves_the_pack(search: Search) -> None:
+    def small(base: BaseModel, paths: Sequence[Path]) -> AbstractContextManager[None]:
+        if len(paths) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return attach(base, paths)
+
+    whole, halved = search(name="whole"), search(attach=small, name="halved")
+    assert dict(confirmed(whole)) == pytest.approx(dict(confirmed(halved)), abs=1e-3)
+
+
+def test_memory_that_never_suffices_is_said_in_one_line(search: Search) -> None:
+    def never(base: BaseModel, paths: Sequence[Path]) -> AbstractContextManager[None]:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(BenchError, match="out of memory; finished trials are kept"):
+        search(attach=never)
+    assert search().result() is not None
+
+
+def test_a_retraining_that_failed_is_counted(search: Search) -> None:
+    run = search(trainer=breaking(lambda pack: pack == 2, RuntimeError("no luck")))
+    result = run.result()
+    assert result is not None
+    tried = {r.label.rsplit("-seed-", 1)[0]: 0 for r in run.confirmations()}
+    for record in run.confirmations():
+        tried[record.label.rsplit("-seed-", 1)[0]] += 1
+    for candidate in result.candidates:
+        assert candidate.num_failed == tried[candidate.label] - len(candidate.records)
+    assert sum(candidate.num_failed for candidate in result.candidates) > 0 or len(result.candidates) == 1
+
+
+def test_a_trigger_with_brackets_is_no_markup(search: Search) -> None:
+    assert search(trigger="[/v]", trials=1).result() is not None
+
+
 def test_a_search_may_do_without_a_floor(search: Search) -> None:
     run = search(floor=0)
+    assert run.floor() is None
     assert "floor" not in run.metadata.prompts
     assert not run.base_folder("floor").exists()
 

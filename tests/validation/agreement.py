@@ -2,7 +2,7 @@
 
     python tests/validation/agreement.py
 
-Trains the 32 random configurations of varied.yaml (a GPU: minutes) and draws all 96 test concepts with each.
+Trains the 24 configurations of varied.yaml (a GPU: minutes) and draws all 96 test concepts with each.
 Kendall's tau is between a metric on the 24 dev prompts and the distance of the test images to the true
 pictures, by four measures. A metric is turned so that higher is better: +1 would be perfect agreement.
 """

@@ -4,8 +4,9 @@
     bench floor --space tests/validation/better.yaml --seeds 60
     python tests/validation/verdicts.py runs/pool runs/better
 
-A side is three trainings. The noise floor is that of three trainings of the default, as in a search. No
-training is used twice.
+A side is two or three trainings. The noise floor is that of as many trainings of the default, as in a search.
+In the first tables no training is used twice. The last deals the same trainings anew many times: a finer
+estimate of the same rate, whose comparisons are not independent.
 """
 
 import sys
@@ -22,29 +23,41 @@ from bench.floor import measure_floor
 from bench.run import Candidate, Run, exam_folder, read_evaluation
 from bench.scoring.measure import combine
 
-SEEDS = 3
+DEALS = 20
 
 
 def main(pool: Path, better: Path) -> None:
+    default, good = Run.open(pool), Run.open(better)
     with tempfile.TemporaryDirectory() as folder:
-        same = list(sides(Run.open(pool), Path(folder) / "same"))
-        good = list(sides(Run.open(better), Path(folder) / "good", with_floor=False))
-        null = [compare_sides(a, b, "similarity") for a, b in zip(same[::2], same[1::2], strict=False)]
-        power = [compare_sides(a, b, "similarity") for a, b in zip(good, same, strict=False)]
-        print_rates("The default configuration against itself, other training seeds", null)
+        for seeds in (2, 3):
+            print_rates(
+                "The default against itself, other training seeds", null(default, seeds, Path(folder))
+            )
+        poor = sides(default, 3, Path(folder) / "poor")
+        strong = sides(good, 3, Path(folder) / "strong", with_floor=False)
+        power = [compare_sides(a, b, "similarity") for a, b in zip(strong, poor, strict=False)]
         print_rates("A better configuration against the default", power)
-        naive = [ttest_rel(*pair).pvalue < 0.05 for pair in single_trainings(null)]
+        again = [c for deal in range(1, DEALS) for c in null(default, 3, Path(folder), deal)]
+        print_rates(f"The default against itself, dealt {DEALS - 1} times", again)
+        naive = [ttest_rel(*pair).pvalue < 0.05 for pair in single_trainings(again)]
         print_rate("one training each, paired t-test over prompts, p < 0.05", sum(naive), len(naive))
 
 
-def sides(pool: Run, folder: Path, *, with_floor: bool = True) -> Iterator[Side]:
-    """The pool's trainings by threes, each three as a run of its own, with the floor that they measure."""
+def null(pool: Run, seeds: int, folder: Path, deal: int = 0) -> list[Comparison]:
+    found = list(sides(pool, seeds, folder / f"{seeds}-{deal}", deal=deal))
+    return [compare_sides(a, b, "similarity") for a, b in zip(found[::2], found[1::2], strict=False)]
+
+
+def sides(pool: Run, seeds: int, folder: Path, *, deal: int = 0, with_floor: bool = True) -> Iterator[Side]:
+    """The pool's trainings, so many a side, each side as a run of its own with the floor that it measures."""
     labels = sorted((r.label for r in pool.confirmations()), key=lambda label: int(label.rsplit("-", 1)[1]))
-    for start in range(0, len(labels) - SEEDS + 1, SEEDS):
+    if deal:
+        labels = list(np.random.default_rng(deal).permutation(labels))
+    for start in range(0, len(labels) - seeds + 1, seeds):
         run = Run.create(folder / str(start), pool.metadata)
         for name in ("real", "base", "confirm"):
             (run.path / name).symlink_to((pool.path / name).resolve())
-        side = candidate_side(run, _candidate(run, tuple(labels[start : start + SEEDS])))
+        side = candidate_side(run, _candidate(run, tuple(labels[start : start + seeds])))
         if with_floor:
             run.write_floor(measure_floor([evaluation.scores for evaluation in side.evaluations]))
         yield side
@@ -77,7 +90,8 @@ def single_trainings(comparisons: list[Comparison]) -> Iterator[tuple[list[float
 
 
 def print_rates(title: str, comparisons: list[Comparison]) -> None:
-    print(f"\n{title}: {len(comparisons)} comparisons of {SEEDS} against {SEEDS} trainings")
+    number = len(comparisons[0].a.evaluations)
+    print(f"\n{title}: {len(comparisons)} comparisons of {number} against {number} trainings")
     for outcome in ("WIN", "LOSS"):
         found = sum(comparison.verdict == outcome for comparison in comparisons)
         print_rate(f"overall {outcome}", found, len(comparisons))
