@@ -36,6 +36,7 @@ from reports.wording import (
 NUM_EXTREMES = 4
 """Prompts shown as the best and the worst for A."""
 MAX_NAME, MAX_FILE_NAME = 64, 140
+FLOOR = "the luck of the default configuration, and others may vary much more"
 GROUPS = {"shown": "Shown without a verdict", "alarm": "Alarms: has it copied its training pictures?"}
 KEPT = {
     "kept": "keeps what it was not trained on",
@@ -135,6 +136,7 @@ def render(sides: Sequence[Side], comparisons: Sequence[Comparison]) -> str:
         "compare.html.j2",
         select_by=METRICS[select_by],
         num_pairs=len(comparisons),
+        floor=FLOOR,
         lead=_lead(sides, comparisons),
         matrix=matrix(sides, comparisons) if len(sides) > 2 else [],
         pairs=[_pair(number, letter(number), c) for number, c in enumerate(firsts, start=1)],
@@ -217,10 +219,9 @@ def _noise(comparisons: Sequence[Comparison]) -> str:
     names = " and ".join(dict.fromkeys(side.name for c in comparisons for side in c.one_training))
     floor = all(comparison.floor_known for comparison in comparisons)
     if names:
-        alone = f"Noise between training seeds is not known: there is only one training of {names}"
-        if floor:
-            return f"{alone}, and the noise floor stands in for it."
-        return f"{alone} and no noise floor, so another training could turn the verdict."
+        alone = f"There is only one training of {names}, whose training noise is not known"
+        measured = f"the noise floor is {FLOOR}" if floor else "no noise floor was measured"
+        return f"{alone}: a WIN or LOSS may be the luck of that training; {measured}."
     known = "Noise between training seeds is part of every error"
     return f"{known}." if floor else f"{known}; no noise floor was measured."
 

@@ -19,18 +19,23 @@ COLOURS = {
 SYMBOLS = {"base": "square", "default": "diamond", "winner": "star", "sampled": "circle"}
 NAMES = {"sampled": "trials", "default": "default config"}
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-Z95 = 1.96
+ERRORS = 2
+"""Standard errors to each side of a gain where no interval is known."""
 
 
 class Gain(NamedTuple):
+    """A gain over the base with the ends of its line."""
+
     title: str
     kind: str
     gain: float
     stderr: float
+    low: float
+    high: float
 
 
 class Band(NamedTuple):
-    """A range of gains that luck alone may give."""
+    """Gains that differ from the base's, or from the default's, by less than the noise floor."""
 
     label: str
     kind: str
@@ -109,7 +114,7 @@ class Difference(NamedTuple):
 
 
 def gains(x_title: str, rows: list[Gain], bands: list[Band]) -> go.Figure:
-    """Gain over the base of each confirmed candidate with its 95 % interval, and what luck may give."""
+    """Gain over the base of each confirmed candidate with its line, and the noise floor."""
     figure = go.Figure()
     for band in bands:
         figure.add_vrect(
@@ -125,16 +130,23 @@ def gains(x_title: str, rows: list[Gain], bands: list[Band]) -> go.Figure:
         figure.add_scatter(
             x=[row.gain],
             y=[f"{html.escape(row.title)}<br><b>{text}</b>"],
-            error_x={"array": [Z95 * row.stderr], "thickness": 3, "width": 7},
+            error_x=_line(row, row.gain),
             mode="markers",
             marker={"size": 13, "color": COLOURS[row.kind], "symbol": SYMBOLS[row.kind]},
             hovertemplate="%{y}<extra></extra>",
         )
     _base_line(figure)
     figure.update_xaxes(title=x_title)
-    figure.update_xaxes(range=_gain_range([(row.gain, row.stderr) for row in rows], bands))
+    ends = [end for row in rows for end in (row.low, row.high)]
+    ends += [end for band in bands for end in (band.low, band.high)]
+    figure.update_xaxes(range=_range(ends))
     figure.update_yaxes(range=[len(rows) - 0.5, -0.5], automargin=True, showgrid=False)
     return laid_out(figure, height=125 + 56 * len(rows), legend=False)
+
+
+def _line(row: Gain | Difference, at: float) -> dict[str, Any]:
+    """From `low` to `high`."""
+    return {"array": [row.high - at], "arrayminus": [at - row.low], "thickness": 3, "width": 7}
 
 
 def _base_line(figure: go.Figure) -> None:
@@ -145,17 +157,15 @@ def _base_line(figure: go.Figure) -> None:
     )
 
 
-def _gain_range(rows: list[tuple[float, float]], bands: list[Band]) -> list[float]:
-    """From the base to every interval and band, with some room."""
-    ends = [gain + side * Z95 * stderr for gain, stderr in rows for side in (-1, 1)]
-    ends += [end for band in bands for end in (band.low, band.high)]
+def _range(ends: list[float]) -> list[float]:
+    """From the base, 0, to every end, with some room."""
     low, high = min(0.0, *ends), max(0.0, *ends)
     room = 0.05 * (high - low or 1.0)
     return [low - room, high + room]
 
 
 def stages(x_title: str, titles: list[str], data: list[Stage]) -> go.Figure:
-    """For each candidate one line a stage: the same gain as the search, the choice and the test saw it."""
+    """For each candidate one line a stage, ± 2 standard errors: its gain in search, choice and test."""
     figure = go.Figure()
     for index, stage in enumerate(data):
         known = [(row, gain) for row, gain in enumerate(stage.gains) if gain]
@@ -163,7 +173,7 @@ def stages(x_title: str, titles: list[str], data: list[Stage]) -> go.Figure:
         figure.add_scatter(
             x=[gain[0] for _, gain in known],
             y=[row + shift for row, _ in known],
-            error_x={"array": [Z95 * gain[1] for _, gain in known], "thickness": 2, "width": 5},
+            error_x={"array": [ERRORS * gain[1] for _, gain in known], "thickness": 2, "width": 5},
             mode="markers",
             marker={
                 "size": 11,
@@ -173,12 +183,14 @@ def stages(x_title: str, titles: list[str], data: list[Stage]) -> go.Figure:
             },
             name=stage.name,
             text=[html.escape(titles[row]) for row, _ in known],
-            hovertemplate="%{text}, " + stage.name + ": %{x:+.4f} ± %{error_x.array:.4f}<extra></extra>",
+            hovertemplate="%{text}, "
+            + stage.name
+            + ": %{x:+.4f} ± %{error_x.array:.4f} (2 standard errors)<extra></extra>",
         )
     _base_line(figure)
     found = [gain for stage in data for gain in stage.gains if gain]
-    figure.update_xaxes(title=x_title)
-    figure.update_xaxes(range=_gain_range(found, []))
+    ends = [gain + side * ERRORS * stderr for gain, stderr in found for side in (-1, 1)]
+    figure.update_xaxes(title=x_title, range=_range(ends))
     names = [html.escape(title) for title in titles]
     figure.update_yaxes(tickvals=list(range(len(titles))), ticktext=names, automargin=True, showgrid=False)
     figure.update_yaxes(range=[len(titles) - 0.5, -0.5])
@@ -332,12 +344,7 @@ def differences(rows: list[Difference]) -> go.Figure:
         figure.add_scatter(
             x=[row.lead],
             y=[html.escape(row.label).replace(" (", "<br>(")],
-            error_x={
-                "array": [row.high - row.lead],
-                "arrayminus": [row.lead - row.low],
-                "thickness": 3,
-                "width": 7,
-            },
+            error_x=_line(row, row.lead),
             mode="markers",
             marker={"size": 14, "color": colours[row.verdict], "symbol": symbols[row.verdict]},
             hovertemplate=f"%{{y}}: {number(row.lead, 1, signed=True)} standard errors<extra></extra>",

@@ -1,4 +1,4 @@
-"""The noise floor: what trainings and drawings that differ in nothing but luck differ by."""
+"""The noise floor: what trainings of the default, and drawings of the base, differ by through luck."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class FloorRow(NamedTuple):
     smallest: str
     """A smaller difference is a TIE."""
     detectable: str
-    """A true difference of this size is found four times of five."""
+    """A true difference of this size exceeds the floor four times of five; a WIN needs more."""
 
 
 class FloorTable(NamedTuple):
@@ -44,7 +44,7 @@ def table(run: Run) -> Table:
     )
     columns = ("spread of\ntraining seeds", "spread of\nimage seeds")
     sides = "({} against {} trainings)".format(*found.sides)
-    for name in ("metric", *columns, f"a TIE below\n{sides}", "found 4 times\nof 5 above"):
+    for name in ("metric", *columns, f"a TIE below\n{sides}", "exceeds the floor\n4 times of 5 at"):
         table.add_column(name, justify="left" if name == "metric" else "right")
     by_name = {row.name: row for row in [*found.tested, *found.others]}
     for row in (by_name[name] for name in METRICS if name in by_name):

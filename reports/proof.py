@@ -1,11 +1,10 @@
 """The evidence behind the verdict of a finished search, section by section."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import plotly.graph_objects as go
 
-from bench.compare import Comparison
+from bench.compare import Comparison, MetricComparison
 from bench.run import Candidate, Result, Run
 from bench.scoring.metrics import METRICS, Score, judged
 from reports import checkpoints, choice, figures, memorization, preservation, tables
@@ -20,6 +19,13 @@ STAGES = (
     ("choice: fresh trainings, dev prompts", "diamond-open", "default"),
     ("result: the same, test prompts", "star", "winner"),
 )
+INTERVALS, TWO_ERRORS = "95 % intervals", "± 2 standard errors"
+
+
+class Gains(NamedTuple):
+    lines: str
+    """What the rows' lines are: INTERVALS of the comparison with the base, or TWO_ERRORS."""
+    rows: list[figures.Gain]
 
 
 class Proof(NamedTuple):
@@ -71,8 +77,12 @@ def bands(result: Result, metric: str, found: Contests) -> list[figures.Band]:
 
 
 def _floor(comparison: Comparison | None, metric: str) -> float | None:
-    row = comparison.row(metric) if comparison else None
+    row = _row(comparison, metric)
     return row.floor if row else None
+
+
+def _row(comparison: Comparison | None, metric: str) -> MetricComparison | None:
+    return comparison.row(metric) if comparison else None
 
 
 def _gain_of(candidate: Candidate | None, metric: str) -> tuple[float, float] | None:
@@ -83,19 +93,30 @@ def _gain_of(candidate: Candidate | None, metric: str) -> tuple[float, float] | 
 
 
 def _gains(result: Result, metric: str, found: Contests) -> go.Figure | None:
-    rows = list(_gain_rows(result, metric))
+    shown = gains(result, metric, found)
     score = winner_of(result).scores.get(metric)
     named = axis_title(METRICS[metric], score)
-    title = f"gain over the base in<br>{named}<br>{direction(METRICS[metric])}"
-    return figures.gains(title, rows, bands(result, metric, found)) if rows else None
+    title = f"gain over the base in<br>{named}<br>{direction(METRICS[metric])}; lines: {shown.lines}"
+    return figures.gains(title, shown.rows, bands(result, metric, found)) if shown.rows else None
 
 
-def _gain_rows(result: Result, metric: str) -> Iterator[figures.Gain]:
-    for candidate in tables.ranked(result):
-        gain = _gain_of(candidate, metric)
-        if gain:
-            kind = tables.kind_of(candidate, result)
-            yield figures.Gain(model_name(candidate.label), kind, *gain)
+def gains(result: Result, metric: str, found: Contests) -> Gains:
+    """Lines of one figure are of one kind: intervals only where every gain has one."""
+    shown = [(c, gain) for c in tables.ranked(result) if (gain := _gain_of(c, metric))]
+    tested = [row for c, _ in shown if (row := _row(found.over_base.get(c.label), metric))]
+    known = len(tested) == len(shown)
+    lines = [(row.mean, row.stderr, row.low, row.high) for row in tested]
+    if not known:
+        lines = [_two_errors(*gain) for _, gain in shown]
+    rows = [
+        figures.Gain(model_name(candidate.label), tables.kind_of(candidate, result), *line)
+        for (candidate, _), line in zip(shown, lines, strict=True)
+    ]
+    return Gains(INTERVALS if known else TWO_ERRORS, rows)
+
+
+def _two_errors(gain: float, stderr: float) -> tuple[float, float, float, float]:
+    return gain, stderr, gain - figures.ERRORS * stderr, gain + figures.ERRORS * stderr
 
 
 def _stages(result: Result) -> go.Figure | None:
@@ -108,7 +129,7 @@ def _stages(result: Result) -> go.Figure | None:
     if not any(gain for stage in data for gain in stage.gains):
         return None
     metric = METRICS[result.select_by]
-    title = f"gain over the base in {metric.label.lower()}<br>{direction(metric)}"
+    title = f"gain over the base in {metric.label.lower()}<br>{direction(metric)}; lines: {TWO_ERRORS}"
     return figures.stages(title, [row.title for row in rows], data)
 
 

@@ -1,5 +1,6 @@
 """Tables of the search report as rows of text."""
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from bench.scoring.alignment import hessel, percent
 from bench.scoring.metrics import INCEPTION, JUDGE, METRICS, QUALITY, Score
 from bench.space import SearchSpace
 from reports.trials import Point
-from reports.verdict import winner_of
+from reports.verdict import candidate_of, winner_of
 from reports.wording import (
     MISSING,
     direction,
@@ -92,11 +93,12 @@ class Confirmed(NamedTuple):
     models: list[Model]
     groups: list[ScoreGroup]
     seed_spread: float | None
-    """Of the winner's `select_by` between training seeds."""
-
-    clip_model: str
+    """Of the winner's `select_by` between training seeds; None with one training."""
+    default_spread: float | None
+    """The same of the default, if that is another."""
+    winner: str
     clip_note: str
-    """The CLIP score of that model in the scales that papers print; empty where it is not known."""
+    """The winner's CLIP score in the scales that papers print; empty where it is not known."""
 
 
 class TrialCell(NamedTuple):
@@ -147,9 +149,8 @@ def models(
     for candidate in ranked(result):
         comparison = (over_base or {}).get(candidate.label)
         verdicts = {row.metric: str(row.verdict) for row in comparison.metrics} if comparison else {}
-        found.append(
-            Model(model_name(candidate.label), kind_of(candidate, result), candidate.scores, verdicts)
-        )
+        name, kind = model_name(candidate.label), kind_of(candidate, result)
+        found.append(Model(name, kind, candidate.scores, verdicts))
     return found
 
 
@@ -169,15 +170,21 @@ def confirmed(
         for title, metrics in NETWORKS.items()
         if (rows := score_rows(shown, [metric.name for metric in metrics]))
     ]
-    won = winner_of(result)
+    won, default = winner_of(result), candidate_of(result, "default")
     clip = won.scores.get("clip_score")
     return Confirmed(
         models=shown,
         groups=groups,
-        seed_spread=won.seed_spread.get(result.select_by),
-        clip_model=trial_name(won.label),
+        seed_spread=_spread(won, result.select_by),
+        default_spread=_spread(default, result.select_by) if default and default is not won else None,
+        winner=trial_name(won.label),
         clip_note=clip_scales(clip.value) if clip else "",
     )
+
+
+def _spread(candidate: Candidate, metric: str) -> float | None:
+    found = candidate.seed_spread.get(metric, math.nan)
+    return found if math.isfinite(found) else None
 
 
 def ranked(result: Result) -> list[Candidate]:

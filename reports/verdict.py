@@ -134,10 +134,13 @@ def _said(name: str, comparison: Comparison | None) -> str:
 
 def _evidence(won: Candidate, score: Score) -> str:
     """What the numbers rest on, so that nobody reads too much into them."""
-    alone = " What another training seed would change is not known." if len(won.records) == 1 else ""
+    if len(won.records) == 1:
+        luck = "What another training would change is not known: a lead may be the luck of this one."
+    else:
+        luck = "The same trainings chose it, on dev prompts, so some of their luck remains in these numbers."
     return (
         f"Measured on {plural(score.num_prompts, 'test prompt')} that no choice has touched, with "
-        f"{plural(len(won.records), 'fresh training')}.{alone}"
+        f"{plural(len(won.records), 'fresh training')}. {luck}"
     )
 
 
