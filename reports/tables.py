@@ -12,7 +12,7 @@ from bench.scoring.alignment import hessel, percent
 from bench.scoring.metrics import INCEPTION, JUDGE, METRICS, QUALITY, Score
 from bench.space import SearchSpace
 from reports.trials import Point
-from reports.verdict import candidate_of, winner_of
+from reports.verdict import candidate_of, failures, winner_of
 from reports.wording import (
     MISSING,
     direction,
@@ -63,6 +63,8 @@ class Model(NamedTuple):
     scores: dict[str, Score]
     verdicts: dict[str, str]
     """Tested metric -> WIN, TIE or LOSS against the base."""
+    failed: str = ""
+    """That some of its trainings failed; empty if none did."""
 
 
 class ScoreCell(NamedTuple):
@@ -150,7 +152,7 @@ def models(
         comparison = (over_base or {}).get(candidate.label)
         verdicts = {row.metric: str(row.verdict) for row in comparison.metrics} if comparison else {}
         name, kind = model_name(candidate.label), kind_of(candidate, result)
-        found.append(Model(name, kind, candidate.scores, verdicts))
+        found.append(Model(name, kind, candidate.scores, verdicts, failures(candidate)))
     return found
 
 

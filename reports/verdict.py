@@ -64,6 +64,12 @@ def candidate_of(result: Result, label: str) -> Candidate | None:
     return next((candidate for candidate in result.candidates if candidate.label == label), None)
 
 
+def failures(candidate: Candidate) -> str:
+    """`1 of 3 trainings failed`; empty if none did."""
+    tried = len(candidate.records) + candidate.num_failed
+    return f"{candidate.num_failed} of {plural(tried, 'training')} failed" if candidate.num_failed else ""
+
+
 def contests(run: Run, result: Result) -> Contests:
     """Every candidate against the base, and the winner against the default, on the test prompts."""
     base = _known(lambda: base_side(run))
@@ -138,9 +144,10 @@ def _evidence(won: Candidate, score: Score) -> str:
         luck = "What another training would change is not known: a lead may be the luck of this one."
     else:
         luck = "The same trainings chose it, on dev prompts, so some of their luck remains in these numbers."
+    failed = f" ({failures(won)})" if won.num_failed else ""
     return (
         f"Measured on {plural(score.num_prompts, 'test prompt')} that no choice has touched, with "
-        f"{plural(len(won.records), 'fresh training')}. {luck}"
+        f"{plural(len(won.records), 'fresh training')}{failed}. {luck}"
     )
 
 

@@ -141,6 +141,18 @@ def test_one_training_seed_is_said_to_be_one(make_run: MakeRun) -> None:
     assert "a WIN may be the luck of that training" in page_of(run).text
 
 
+def test_trainings_that_failed_are_counted(make_run: MakeRun) -> None:
+    run = make_run(gain=0.2, prompts=12)
+    assert "failed" not in verdict(run, run.result(), []).detail
+    data = read_json(run.path / "result.json")
+    next(entry for entry in data["candidates"] if entry["label"] == "0002")["num_failed"] = 1
+    write_json(run.path / "result.json", data)
+    detail, text = verdict(run, run.result(), []).detail, page_of(run).text
+    assert "with 2 fresh trainings (1 of 3 trainings failed)." in detail
+    assert "Trial 2 winner 1 of 3 trainings failed" in text
+    assert "Trainings that failed could not be scored" in text
+
+
 def test_only_the_prompts_are_said_to_be_untouched(make_run: MakeRun) -> None:
     text = page_of(make_run(gain=0.2, prompts=12)).text
     assert "The same trainings chose it, on dev prompts, so some of their luck remains" in text
