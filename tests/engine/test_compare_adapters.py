@@ -78,7 +78,7 @@ def test_adapter_files_are_drawn_scored_and_compared(
     code, output, _ = compare("base", "one.safetensors", "--fail-on", "loss")
     assert code == 0
     assert "TIE: A (base) and B (one) cannot be told apart." in output
-    assert "there is only one training of one and no noise floor" in output
+    assert "There is only one training of one, whose training noise is not known" in " ".join(output.split())
     run = Run.open(tmp_path / "runs" / "adapters-tiny")
     assert (run.path / "compare-base-one.html").exists()
     (first,) = (run.path / "adapters").iterdir()
@@ -104,14 +104,14 @@ def mine_probes(folder: Path) -> dict[str, list[float]]:
     return read_evaluation(folder / "probe").per_prompt
 
 
-def test_the_floor_of_the_run_stands_in_for_other_trainings(
+def test_a_floor_measured_in_the_run_counts_as_the_luck_of_the_default(
     compare: Compare, base: BaseModel, tmp_path: Path
 ) -> None:
     adapter(base, tmp_path / "one.safetensors", 1)
     assert compare("base", "one.safetensors", "--name", "mine")[0] == 0
     assert compare("--name", "mine", "--seeds", "2", verb="floor")[0] == 0
     _, output, _ = compare("base", "one.safetensors", "--name", "mine")
-    assert "and the noise floor stands in for it" in " ".join(output.split())
+    assert "the noise floor is the luck of the default configuration" in " ".join(output.split())
     metrics = {name: MetricFloor(seed_spread=9.0, image_spread=None) for name in METRICS}
     run = Run.open(tmp_path / "runs" / "mine")
     run.write_floor(Floor(num_seeds=3, num_prompts=5, metrics=metrics))

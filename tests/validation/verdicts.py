@@ -4,7 +4,7 @@
     bench floor --space tests/validation/better.yaml --seeds 60
     python tests/validation/verdicts.py runs/pool runs/better
 
-A side is two or three trainings. The noise floor is that of as many trainings of the default, as in a search.
+A side is two or three trainings. The noise floor is that of the default's side, as in a search.
 In the first tables no training is used twice. The last deals the same trainings anew many times: a finer
 estimate of the same rate, whose comparisons are not independent.
 """
@@ -34,31 +34,34 @@ def main(pool: Path, better: Path) -> None:
                 "The default against itself, other training seeds", null(default, seeds, Path(folder))
             )
         poor = sides(default, 3, Path(folder) / "poor")
-        strong = sides(good, 3, Path(folder) / "strong", with_floor=False)
+        strong = sides(good, 3, Path(folder) / "strong", floor_every=0)
         power = [compare_sides(a, b, "similarity") for a, b in zip(strong, poor, strict=False)]
         print_rates("A better configuration against the default", power)
         again = [c for deal in range(1, DEALS) for c in null(default, 3, Path(folder), deal)]
-        print_rates(f"The default against itself, dealt {DEALS - 1} times", again)
+        print_rates(f"The default against itself, dealt anew {DEALS - 1} times", again)
         naive = [ttest_rel(*pair).pvalue < 0.05 for pair in single_trainings(again)]
         print_rate("one training each, paired t-test over prompts, p < 0.05", sum(naive), len(naive))
 
 
 def null(pool: Run, seeds: int, folder: Path, deal: int = 0) -> list[Comparison]:
-    found = list(sides(pool, seeds, folder / f"{seeds}-{deal}", deal=deal))
+    found = list(sides(pool, seeds, folder / f"{seeds}-{deal}", deal=deal, floor_every=2))
     return [compare_sides(a, b, "similarity") for a, b in zip(found[::2], found[1::2], strict=False)]
 
 
-def sides(pool: Run, seeds: int, folder: Path, *, deal: int = 0, with_floor: bool = True) -> Iterator[Side]:
-    """The pool's trainings, so many a side, each side as a run of its own with the floor that it measures."""
+def sides(pool: Run, seeds: int, folder: Path, *, deal: int = 0, floor_every: int = 1) -> Iterator[Side]:
+    """The pool's trainings, so many a side, each side as a run of its own.
+
+    Every (second, third, …) side has the noise floor that it measures; with 0 none has.
+    """
     labels = sorted((r.label for r in pool.confirmations()), key=lambda label: int(label.rsplit("-", 1)[1]))
     if deal:
         labels = list(np.random.default_rng(deal).permutation(labels))
-    for start in range(0, len(labels) - seeds + 1, seeds):
+    for number, start in enumerate(range(0, len(labels) - seeds + 1, seeds), start=1):
         run = Run.create(folder / str(start), pool.metadata)
         for name in ("real", "base", "confirm"):
             (run.path / name).symlink_to((pool.path / name).resolve())
         side = candidate_side(run, _candidate(run, tuple(labels[start : start + seeds])))
-        if with_floor:
+        if floor_every and number % floor_every == 0:
             run.write_floor(measure_floor([evaluation.scores for evaluation in side.evaluations]))
         yield side
 
@@ -72,6 +75,7 @@ def _candidate(run: Run, records: tuple[str, ...]) -> Candidate:
         label=records[0],
         config=config,
         records=records,
+        num_failed=0,
         scores=scores,
         seed_spread=spread,
         search={},
