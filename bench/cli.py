@@ -2,8 +2,9 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from bench.compare import Side
     from bench.run import Run
-    from bench.session import Engine
+    from bench.session import Command
 
 RUNS = Path("runs")
 BASE = "base"
@@ -53,7 +54,7 @@ def search(
     overrides |= {} if floor else {"floor": 0}
     console = _console()
     try:
-        run = run_search(space, overrides, name, RUNS, seed, _engine(), console)
+        run = run_search(_command(space, overrides, name, seed, console))
     except KeyboardInterrupt:
         console.print("Stopped. Finished trials are kept: run the same command to go on.")
         raise typer.Exit(INTERRUPTED) from None
@@ -81,7 +82,7 @@ def floor(
 
     overrides = {"base": base, "data": data, "floor": seeds}
     console = _console()
-    run = run_floor(space, overrides, name, RUNS, seed, _engine(), console)
+    run = run_floor(_command(space, overrides, name, seed, console))
     console.print(reports.floor.table(run))
     console.print(f"Floor: {run.path / 'floor.json'}", markup=False, soft_wrap=True)
 
@@ -197,15 +198,25 @@ def _run_adapters(files: list[Path], flags: dict[str, str], console: "Console") 
         read_adapter(file)
     overrides = {"base": flags.get("base"), "data": flags.get("data")}
     space, name = flags.get("space", "default"), flags.get("name")
-    return run_adapters(space, overrides, name, RUNS, 0, _engine(), files, console)
+    return run_adapters(_command(space, overrides, name, 0, console), files)
 
 
-def _engine() -> "Engine":
-    from bench.session import Engine
+def _command(
+    space: str, overrides: Mapping[str, Any], name: str | None, seed: int, console: "Console"
+) -> "Command":
+    from bench.session import Command, Engine, resolve
+    from bench.space import load_space
     from trainers.adapters import attach
     from trainers.loop import train
 
-    return Engine(train=train, attach=attach)
+    return Command(
+        space=resolve(load_space(space), overrides),
+        name=name,
+        folder=RUNS,
+        seed=seed,
+        engine=Engine(train=train, attach=attach),
+        console=console,
+    )
 
 
 def _open(name: str) -> "Run":

@@ -41,7 +41,7 @@ from bench.scoring.judge import find_judge
 from bench.scoring.losses import LossGap
 from bench.scoring.measure import MIN_SET
 from bench.scoring.metrics import METRICS
-from bench.space import ModuleChoices, SearchSpace, load_space, modules_to_text
+from bench.space import ModuleChoices, SearchSpace, modules_to_text
 from bench.study import Study
 
 PACKAGES = (
@@ -71,6 +71,20 @@ class Engine:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Command:
+    """What the user asked for: a space, as resolved, on a run folder."""
+
+    space: SearchSpace
+    name: str | None
+    """Of the run; None for the command's own choice."""
+    folder: Path
+    """That holds the runs."""
+    seed: int
+    engine: Engine
+    console: Console
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
 class Session:
     """A run folder with all that is loaded to work on it."""
 
@@ -79,7 +93,6 @@ class Session:
     dataset: Dataset
     networks: Networks
     prompts: Mapping[Split, Sequence[Prompt]]
-    console: Console
 
     def exam(self, split: Split, progress: Progress) -> Exam:
         """The Exam of a split; draws the base's images if the folder does not hold them yet."""
@@ -97,25 +110,16 @@ class Session:
         return LossGap(self.base, train, held_out)
 
 
-def run_search(
-    space_name: str,
-    overrides: Mapping[str, Any],
-    run_name: str | None,
-    folder: Path,
-    seed: int,
-    engine: Engine,
-    console: Console,
-) -> Run:
-    """Run a search, or go on with the one in `folder`/`run_name`; returns its run.
+def run_search(command: Command) -> Run:
+    """Run a search, or go on with the one in the run folder; returns its run.
 
-    `overrides` are fields of the space given on the command line, None where they were not. Everything
-    is checked before anything is written: raises a BenchError.
+    Everything is checked before anything is written: raises a BenchError.
     """
-    space = resolve(load_space(space_name), overrides)
-    opened = open_session(space, run_name, folder, seed, console, is_search=True)
-    with opened as session, show_progress(console) as progress:
+    space = command.space
+    opened = open_session(command, space.name, is_search=True)
+    with opened as session, show_progress(command.console) as progress:
         exams = session.exams(progress)
-        packs = packs_of(session, engine, progress)
+        packs = packs_of(session, command.engine, progress)
         confirmation = Confirmation(run=session.run, packs=packs, exams=exams)
         study = Study(run=session.run, packs=packs, dev=exams["dev"], reserve=confirmation.units)
         study.search(space.trials, space.budget)
@@ -124,45 +128,27 @@ def run_search(
     return session.run
 
 
-def run_floor(
-    space_name: str,
-    overrides: Mapping[str, Any],
-    run_name: str | None,
-    folder: Path,
-    seed: int,
-    engine: Engine,
-    console: Console,
-) -> Run:
+def run_floor(command: Command) -> Run:
     """Measure the noise floor of a space's default configuration; a search of that name builds on it."""
-    space = resolve(load_space(space_name), overrides)
-    with open_session(space, run_name, folder, seed, console) as session, show_progress(console) as progress:
+    opened = open_session(command, command.space.name)
+    with opened as session, show_progress(command.console) as progress:
         exams = session.exams(progress)
-        packs = packs_of(session, engine, progress)
+        packs = packs_of(session, command.engine, progress)
         Confirmation(run=session.run, packs=packs, exams=exams).floor()
     return session.run
 
 
-def run_adapters(
-    space_name: str,
-    overrides: Mapping[str, Any],
-    run_name: str | None,
-    folder: Path,
-    seed: int,
-    engine: Engine,
-    files: Sequence[Path],
-    console: Console,
-) -> Run:
+def run_adapters(command: Command, files: Sequence[Path]) -> Run:
     """Draw and score adapter files on the test prompts and probes of a space; returns the run they lie in.
 
     Each is known by the SHA-256 of its file, so that nothing is drawn twice. Raises UsageError for a file
     that cannot be read or does not fit, TrialError naming a file whose images must not be scored.
     """
-    space = resolve(load_space(space_name), overrides)
     digests = _digests(files)
-    name = run_name or f"adapters-{space.name}"[:MAX_NAME]
-    with open_session(space, name, folder, seed, console) as session, show_progress(console) as progress:
-        _check_fit(session.base, engine, files)
-        packs = packs_of(session, engine, progress)
+    opened = open_session(command, f"adapters-{command.space.name}"[:MAX_NAME])
+    with opened as session, show_progress(command.console) as progress:
+        _check_fit(session.base, command.engine, files)
+        packs = packs_of(session, command.engine, progress)
         folders = {file: session.run.adapter_folder(adapter_label(digests[file])) for file in files}
         for file, into in folders.items():
             start_adapter(into, file, digests[file])
@@ -223,20 +209,14 @@ def packs_of(session: Session, engine: Engine, progress: Progress) -> Packs:
 
 
 @contextmanager
-def open_session(
-    space: SearchSpace,
-    run_name: str | None,
-    folder: Path,
-    seed: int,
-    console: Console,
-    *,
-    is_search: bool = False,
-) -> Iterator[Session]:
+def open_session(command: Command, name: str, *, is_search: bool = False) -> Iterator[Session]:
     """Load and check all that a space names, then open or create its run folder and hold its lock.
 
-    A search may last longer than the one that was begun, and its run.json says so; others leave it alone.
+    `name` is the run's if the user gave none. A search may last longer than the one that was begun, and its
+    run.json says so; others leave it alone.
     """
-    path = folder / _checked_name(run_name or space.name)
+    space, console = command.space, command.console
+    path = command.folder / _checked_name(command.name or name)
     device = find_device()
     console.print(f"Device: {_describe(device)}", highlight=False, markup=False)
     dataset = load_dataset(_required(space, "data"), space.trigger)
@@ -249,7 +229,7 @@ def open_session(
     networks = Networks(scorer=scorer, judge=judge)
     prompts = _prompts(space, dataset)
     notes = _notes(base, scorer, dataset, prompts, space.trigger, missing)
-    metadata = _metadata(path.name, space, seed, base, dataset, networks, prompts, device, notes)
+    metadata = _metadata(path.name, space, command.seed, base, dataset, networks, prompts, device, notes)
     for note in notes:
         console.print(f"Note: {note}.", highlight=False, markup=False, soft_wrap=True)
     with _locked(path):
@@ -260,9 +240,7 @@ def open_session(
             markup=False,
             soft_wrap=True,
         )
-        yield Session(
-            run=run, base=base, dataset=dataset, networks=networks, prompts=prompts, console=console
-        )
+        yield Session(run=run, base=base, dataset=dataset, networks=networks, prompts=prompts)
 
 
 def _notes(

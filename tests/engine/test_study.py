@@ -20,7 +20,8 @@ from bench.config import TrainingConfig, TrialConfig
 from bench.errors import BenchError, MismatchError, UsageError
 from bench.packs import Attach, Trainer
 from bench.run import Run, epoch_folder, image_files, read_evaluation, read_losses
-from bench.session import Engine, run_floor, run_search
+from bench.session import Command, Engine, resolve, run_floor, run_search
+from bench.space import load_space
 from bench.yaml import read
 from trainers.adapters import attach
 from trainers.loop import Rung, train
@@ -52,7 +53,6 @@ Search = Callable[..., Run]
 def search(tmp_path: Path, tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
     """`search(trainer=..., seed=..., trials=..., **fields)`: run_search in tmp_path with SPACE changed so."""
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
-    console = Console(file=io.StringIO())
 
     def run(
         trainer: Trainer = train,
@@ -63,7 +63,7 @@ def search(tmp_path: Path, tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ) -> Run:
         file = written(tmp_path / "tiny.yaml", {"base": str(tiny_sdxl), **fields})
         engine = Engine(train=trainer, attach=attach)
-        return run_search(str(file), {"trials": trials}, None, tmp_path / "runs", seed, engine, console)
+        return run_search(command(file, {"trials": trials}, seed, engine))
 
     return run
 
@@ -75,10 +75,20 @@ def floor(tmp_path: Path, tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> S
 
     def run(**fields: Any) -> Run:
         file = written(tmp_path / "tiny.yaml", {"base": str(tiny_sdxl), **fields})
-        engine = Engine(train=train, attach=attach)
-        return run_floor(str(file), {}, None, tmp_path / "runs", 0, engine, Console(file=io.StringIO()))
+        return run_floor(command(file, {}, 0, Engine(train=train, attach=attach)))
 
     return run
+
+
+def command(file: Path, overrides: dict[str, Any], seed: int, engine: Engine) -> Command:
+    return Command(
+        space=resolve(load_space(str(file)), overrides),
+        name=None,
+        folder=file.parent / "runs",
+        seed=seed,
+        engine=engine,
+        console=Console(file=io.StringIO()),
+    )
 
 
 def written(file: Path, fields: dict[str, Any]) -> Path:

@@ -20,13 +20,20 @@ from bench.dataset import load_dataset
 from bench.progress import show_progress
 from bench.run import Evaluation, Run, exam_folder, image_files, read_evaluation
 from bench.scoring.metrics import METRICS
-from bench.session import Engine, open_session, packs_of
+from bench.session import Command, Engine, open_session, packs_of
 from bench.space import load_space
 from bench.study import Study
 from trainers.adapters import attach
 from trainers.loop import train
 
-SPACE = str(Path(__file__).with_name("varied.yaml"))
+COMMAND = Command(
+    space=load_space(str(Path(__file__).with_name("varied.yaml"))),
+    name=None,
+    folder=Path("runs"),
+    seed=0,
+    engine=Engine(train=train, attach=attach),
+    console=Console(),
+)
 SIDE = 64
 RESAMPLES = 2000
 
@@ -43,11 +50,11 @@ def main() -> None:
 
 def trained() -> Run:
     """All trials of the space, each examined on the test prompts too."""
-    space, console = load_space(SPACE), Console()
-    with open_session(space, None, Path("runs"), 0, console) as session, show_progress(console) as progress:
-        packs = packs_of(session, Engine(train=train, attach=attach), progress)
+    opened = open_session(COMMAND, COMMAND.space.name)
+    with opened as session, show_progress(COMMAND.console) as progress:
+        packs = packs_of(session, COMMAND.engine, progress)
         dev, test = session.exam("dev", progress), session.exam("test", progress)
-        Study(run=session.run, packs=packs, dev=dev).search(space.trials, None)
+        Study(run=session.run, packs=packs, dev=dev).search(COMMAND.space.trials, None)
         adapters = []
         for trial in session.run.trials():
             if trial.state == "complete":

@@ -22,12 +22,19 @@ from bench.config import TrialConfig
 from bench.dataset import load_dataset
 from bench.errors import BenchError
 from bench.scoring.memorization import alarms
-from bench.session import Engine, adapter_label, encode, file_digest, open_session, run_adapters
+from bench.session import Command, Engine, adapter_label, encode, file_digest, open_session, run_adapters
 from bench.space import load_space
 from trainers.adapters import attach
 from trainers.loop import train
 
-SPACE = str(Path(__file__).with_name("faults.yaml"))
+COMMAND = Command(
+    space=load_space(str(Path(__file__).with_name("faults.yaml"))),
+    name=None,
+    folder=Path("runs"),
+    seed=0,
+    engine=Engine(train=train, attach=attach),
+    console=Console(quiet=True),
+)
 NUM_PICTURES = 12
 SHOWN = ("similarity", "judge_similarity", "clip_score", "diversity", "kd")
 SOUND = TrialConfig(
@@ -39,8 +46,7 @@ def main() -> None:
     few_pictures(Path("few"))
     folder = Path("adapters")
     folder.mkdir(exist_ok=True)
-    space = load_space(SPACE)
-    with open_session(space, None, Path("runs"), 0, Console()) as session:
+    with open_session(COMMAND, "faults") as session:
         data = encode(session.base, session.dataset.train)
         make_adapters(session.base, data, folder)
     for file in sorted(folder.glob("*.safetensors")):
@@ -103,10 +109,8 @@ def changed(
 
 
 def row(file: Path, sound: Path) -> str:
-    engine = Engine(train=train, attach=attach)
     others = [file] if file == sound else [file, sound]
-    quiet = Console(quiet=True)
-    run = run_adapters(SPACE, {}, None, Path("runs"), 0, engine, others, quiet)
+    run = run_adapters(COMMAND, others)
     side = adapter_side(run, adapter_label(file_digest(file)))
     gains = ", ".join(
         f"{name} {side.scores[name].gain:+.3f} ± {side.scores[name].gain_stderr:.3f}" for name in SHOWN
