@@ -512,6 +512,8 @@ def _shown(a: Side, b: Side) -> Iterator[ShownMetric]:
 def _reason(comparison: Comparison) -> str:
     main, judge = comparison.main, comparison.judge
     label = METRICS[comparison.select_by].label
+    if METRICS[comparison.select_by].role != "tested":
+        return f"{label} is shown without a verdict: it is never tested"
     if main is None:
         return f"{label} cannot be tested: what a test needs is not in the run folders"
     if main.verdict == "TIE":
