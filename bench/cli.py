@@ -54,7 +54,7 @@ def search(
     overrides |= {} if floor else {"floor": 0}
     console = _console()
     try:
-        run = run_search(_command(space, overrides, name, seed, console))
+        run = run_search(command_of(space, overrides, name, seed, console))
     except KeyboardInterrupt:
         console.print("Stopped. Finished trials are kept: run the same command to go on.")
         raise typer.Exit(INTERRUPTED) from None
@@ -82,7 +82,7 @@ def floor(
 
     overrides = {"base": base, "data": data, "floor": seeds}
     console = _console()
-    run = run_floor(_command(space, overrides, name, seed, console))
+    run = run_floor(command_of(space, overrides, name, seed, console))
     console.print(reports.floor.table(run))
     console.print(f"Floor: {run.path / 'floor.json'}", markup=False, soft_wrap=True)
 
@@ -126,7 +126,7 @@ def compare(
         print(json_text(plain(found, comparisons, str(path))), end="")
     else:
         _console().print(reports.compare.table(found, comparisons))
-        _console().print(f"Report: {path}", soft_wrap=True)
+        _console().print(f"Report: {path}", markup=False, soft_wrap=True)
     fatal = {"loss": {"LOSS"}, "tie": {"LOSS", "TIE"}}.get(fail_on or "", set())
     if any(comparison.verdict in fatal for comparison in comparisons if comparison.a is found[0]):
         raise typer.Exit(1)
@@ -151,14 +151,16 @@ def _report(run: "Run", console: "Console") -> None:
 
 def _sides(names: list[str], flags: dict[str, str], console: "Console") -> tuple[list["Side"], Path]:
     """What the arguments of `compare` name, and the folder for the page."""
+    from bench.run import file_digests
+
     _check_sides(names, flags)
     runs = {name: _open(name) for name in names if name != BASE and not name.endswith(ADAPTER)}
-    files = [name for name in names if name.endswith(ADAPTER)]
-    adapters = _run_adapters([Path(file) for file in files], flags, console) if files else None
+    files = [Path(name) for name in names if name.endswith(ADAPTER)]
+    digests = file_digests(files)
+    adapters = _run_adapters(digests, flags, console) if files else None
     first = adapters or next(iter(runs.values()))
-    return _named({name: _side(name, runs.get(name), first) for name in names}), (
-        adapters.path if adapters else first.path.parent
-    )
+    found = {name: _side(runs.get(name), digests.get(Path(name)), first) for name in names}
+    return _named(found), adapters.path if adapters else first.path.parent
 
 
 def _check_sides(names: list[str], flags: dict[str, str]) -> None:
@@ -170,13 +172,14 @@ def _check_sides(names: list[str], flags: dict[str, str]) -> None:
         raise UsageError(f"--{next(iter(flags))}: only for adapter files ({ADAPTER})")
 
 
-def _side(name: str, run: "Run | None", first: "Run") -> "Side":
+def _side(run: "Run | None", digest: str | None, first: "Run") -> "Side":
+    """Of a run its winner, of a digest its adapter in the run `first`, else the base of that."""
     from bench.compare import adapter_side, base_side, winner_side
-    from bench.session import adapter_label, file_digest
+    from bench.run import adapter_label
 
     if run:
         return winner_side(run)
-    return base_side(first) if name == BASE else adapter_side(first, adapter_label(file_digest(Path(name))))
+    return adapter_side(first, adapter_label(digest)) if digest else base_side(first)
 
 
 def _named(sides: dict[str, "Side"]) -> list["Side"]:
@@ -189,21 +192,21 @@ def _named(sides: dict[str, "Side"]) -> list["Side"]:
     ]
 
 
-def _run_adapters(files: list[Path], flags: dict[str, str], console: "Console") -> "Run":
-    from bench.session import file_digest, run_adapters
+def _run_adapters(digests: dict[Path, str], flags: dict[str, str], console: "Console") -> "Run":
+    from bench.session import run_adapters
     from trainers.adapters import read_adapter
 
-    for file in files:
-        file_digest(file)
+    for file in digests:
         read_adapter(file)
     overrides = {"base": flags.get("base"), "data": flags.get("data")}
     space, name = flags.get("space", "default"), flags.get("name")
-    return run_adapters(_command(space, overrides, name, 0, console), files)
+    return run_adapters(command_of(space, overrides, name, 0, console), digests)
 
 
-def _command(
+def command_of(
     space: str, overrides: Mapping[str, Any], name: str | None, seed: int, console: "Console"
 ) -> "Command":
+    """What is asked for, and what trains and draws; `overrides` are fields of the space, or None."""
     from bench.session import Command, Engine, resolve
     from bench.space import load_space
     from trainers.adapters import attach

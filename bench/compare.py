@@ -23,7 +23,6 @@ from bench.run import (
     Evaluation,
     Pictures,
     Run,
-    exam_folder,
     has_evaluation,
     read_adapter_file,
     read_evaluation,
@@ -33,6 +32,7 @@ from bench.scoring.measure import UNRELATED, gain_between
 from bench.scoring.metrics import METRICS, Metric, Score, judged
 from bench.scoring.preservation import Preservation, preserved
 from bench.scoring.statistics import (
+    ALPHA,
     PairedTest,
     SwapStatistic,
     holm,
@@ -42,7 +42,6 @@ from bench.scoring.statistics import (
     swap_test,
 )
 
-ALPHA = 0.05
 CHANGE = "clip_change"
 
 Outcome = Literal["WIN", "TIE", "LOSS"]
@@ -123,15 +122,15 @@ def winner_side(run: Run) -> Side:
     result = run.result()
     if result is None:
         raise MissingError(f"{run.path}: no result yet; `bench search` has to finish first")
-    winner = next(candidate for candidate in result.candidates if candidate.label == result.winner)
+    winner = result.candidate(result.winner)
+    if winner is None:
+        raise UsageError(f"{run.path / 'result.json'}: damaged: its winner {result.winner!r} is not in it")
     return replace(candidate_side(run, winner), name=run.metadata.name)
 
 
 def candidate_side(run: Run, candidate: Candidate) -> Side:
     """Any confirmed configuration, named by its label; raises MissingError for a lost evaluation."""
-    epochs = candidate.config.epochs
-    trainings = [run.path / "confirm" / record for record in candidate.records]
-    folders = tuple(exam_folder(training, epochs, "test") for training in trainings)
+    folders = tuple(run.exam_folders(candidate, "test"))
     return Side(
         name=candidate.label,
         run=run,
@@ -258,7 +257,7 @@ class Comparison:
 
     @property
     def main(self) -> MetricComparison | None:
-        """The row of `select_by`; None if that is a metric which is never tested."""
+        """The row of `select_by`; None if that is never tested, or what its test needs is lost."""
         return self.row(self.select_by)
 
     @property

@@ -24,6 +24,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "all": ATTENTION + FEED_FORWARD + CONVOLUTIONS,
 }
 assert set(PRESETS) == set(get_args(Preset))
+MAX_RANK = 1024
 GUIDE_NAMES = {
     "rank": "lora_rank",
     "alpha": "lora_alpha",
@@ -45,7 +46,7 @@ class TrialConfig(Spec):
     The names of the training guide (`lora_rank`, `num_train_epochs`, …) are accepted as aliases.
     """
 
-    rank: int = Field(ge=1, le=1024, validation_alias=_names("rank"))
+    rank: int = Field(ge=1, le=MAX_RANK, validation_alias=_names("rank"))
     alpha: Number = Field(gt=0, validation_alias=_names("alpha"))
     """Absolute; the adapter is scaled by alpha / rank."""
     learning_rate: Number = Field(gt=0, le=1)

@@ -24,6 +24,8 @@ from bench.scoring.metrics import METRICS, Score, best
 FRESH_SEED = 1_000_000
 """Added to the run's seed for the first confirmation: no trial of the search trains on such a seed."""
 EXAMINED: tuple[Split, ...] = ("test", "probe")
+ByEpoch = dict[int, dict[str, Score]]
+"""Epochs -> scores of the retrainings on the dev prompts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,9 +45,12 @@ class Confirmation:
         configs = {"default": self.run.space.default}
         configs |= {label: self._config(label) for label in searched if label != "default"}
         self._retrain(configs)
-        chosen = {label: self._with_best_epochs(label, config) for label, config in configs.items()}
+        by_epoch = {label: self._by_epoch(label) for label in configs}
+        chosen = {label: self._with_best_epochs(label, configs[label], by_epoch[label]) for label in configs}
         self._examine(chosen)
-        candidates = [self._candidate(label, chosen[label], searched.get(label)) for label in chosen]
+        candidates = [
+            self._candidate(label, chosen[label], by_epoch[label], searched.get(label)) for label in chosen
+        ]
         result = self._result([candidate for candidate in candidates if candidate], seconds())
         self._write_floor(chosen["default"])
         self.run.write_result(result)
@@ -78,11 +83,13 @@ class Confirmation:
         return self._work(self.num_trainings("default") + confirm.finalists * confirm.seeds)
 
     def _work(self, trainings: int) -> float:
-        space = self.run.space
-        mean_epochs = sum(space.rungs) / len(space.rungs)
-        dev = self.packs.drawing(self.exams["dev"]) * (len(space.rungs) + 1) / 2
-        rest = sum(self.packs.drawing(self.exams[split]) for split in EXAMINED if split in self.exams)
-        return trainings * (mean_epochs * len(self.packs.data) + dev + rest)
+        examined = sum(self.packs.drawing(self.exams[split]) for split in self._splits)
+        return trainings * (self.packs.typical(self.exams["dev"], self.run.space.rungs) + examined)
+
+    @property
+    def _splits(self) -> list[Split]:
+        """Probes may be turned off."""
+        return [split for split in EXAMINED if split in self.exams]
 
     # Training again
 
@@ -96,12 +103,12 @@ class Confirmation:
         self.packs.train(todo, self.exams["dev"], self.run.space.rungs)
 
     def _jobs(self, label: str, config: TrialConfig) -> list[Job]:
+        complete = {record.path for record in self._records(label)}
         jobs = []
         for number in range(self.num_trainings(label)):
             folder = self.run.confirm_folder(label, number)
-            ended = (folder / "trial.json").exists() and runs.read_trial(folder).state == "complete"
             fresh = config.model_copy(update={"seed": self.run.metadata.seed + FRESH_SEED + number})
-            jobs.append(Job(folder=folder, config=fresh, origin="confirm", ended=ended))
+            jobs.append(Job(folder=folder, config=fresh, origin="confirm", ended=folder in complete))
         return jobs
 
     def _records(self, label: str) -> list[TrialRecord]:
@@ -115,16 +122,15 @@ class Confirmation:
 
     # Choosing, on the dev prompts
 
-    def _with_best_epochs(self, label: str, config: TrialConfig) -> TrialConfig:
+    def _with_best_epochs(self, label: str, config: TrialConfig, means: ByEpoch) -> TrialConfig:
         """The default keeps its epochs: it is what the search has to beat."""
-        means = self._by_epoch(label)
         if label == "default" or not means:
             return config
         metric = self.run.space.select_by
         epochs = best(means, metric, lambda epoch: means[epoch][metric].value)
         return config.model_copy(update={"epochs": epochs})
 
-    def _by_epoch(self, label: str) -> dict[int, dict[str, Score]]:
+    def _by_epoch(self, label: str) -> ByEpoch:
         """Epochs at which every retraining was scored -> their scores on the dev prompts."""
         records = self._records(label)
         shared = set.intersection(*(set(record.epochs) for record in records)) if records else set()
@@ -136,28 +142,31 @@ class Confirmation:
     # Examining, on the test prompts and probes
 
     def _examine(self, chosen: Mapping[str, TrialConfig]) -> None:
-        for split in EXAMINED:
-            if split not in self.exams:
-                continue
-            adapters = []
-            for label, config in chosen.items():
-                for record in self._records(label):
-                    file = runs.epoch_folder(record.path, config.epochs) / "adapter.safetensors"
-                    adapters.append((file, runs.exam_folder(record.path, config.epochs, split)))
+        trained = [
+            (record, config.epochs) for label, config in chosen.items() for record in self._records(label)
+        ]
+        for split in self._splits:
+            adapters = [
+                (runs.adapter_file(record.path, epochs), runs.exam_folder(record.path, epochs, split))
+                for record, epochs in trained
+            ]
             self.packs.examine(adapters, self.exams[split])
 
     def _examined(self, label: str, config: TrialConfig) -> list[tuple[TrialRecord, list[Evaluation]]]:
         """Retrainings that were scored on every split, with one Evaluation a split."""
-        splits = [split for split in EXAMINED if split in self.exams]
         found = []
         for record in self._records(label):
-            folders = [runs.exam_folder(record.path, config.epochs, split) for split in splits]
+            folders = [runs.exam_folder(record.path, config.epochs, split) for split in self._splits]
             if all(runs.has_evaluation(folder) for folder in folders):
                 found.append((record, [runs.read_evaluation(folder) for folder in folders]))
         return found
 
     def _candidate(
-        self, label: str, config: TrialConfig, searched: tuple[int, Evaluation] | None
+        self,
+        label: str,
+        config: TrialConfig,
+        by_epoch: ByEpoch,
+        searched: tuple[int, Evaluation] | None,
     ) -> Candidate | None:
         examined = self._examined(label, config)
         if not examined:
@@ -172,7 +181,7 @@ class Confirmation:
             seed_spread={name: spread for _, spreads in combined for name, spread in spreads.items()},
             search=searched[1].scores if searched else {},
             search_epochs=searched[0] if searched else None,
-            by_epoch=self._by_epoch(label),
+            by_epoch=by_epoch,
         )
 
     def _result(self, candidates: Sequence[Candidate], seconds: float) -> Result:
@@ -207,9 +216,10 @@ class Confirmation:
         return floor
 
     def _write_winner(self, result: Result) -> None:
-        winner = next(c for c in result.candidates if c.label == result.winner)
-        record = next(r for r in self._records(winner.label) if r.label == winner.records[0])
-        source = runs.epoch_folder(record.path, winner.config.epochs) / "adapter.safetensors"
+        winner = result.candidate(result.winner)
+        assert winner is not None
+        record = runs.read_trial(self.run.path / "confirm" / winner.records[0])
+        source = runs.adapter_file(record.path, winner.config.epochs)
         with replacing(self.run.path / "winner" / "adapter.safetensors") as temporary:
             shutil.copyfile(source, temporary)
         space = self.run.space

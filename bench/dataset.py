@@ -153,12 +153,15 @@ def _examples(
 
 
 def _caption_problem(caption: str) -> str | None:
-    if not caption:
-        return "no caption"
-    if len(caption) > MAX_CAPTION:
-        return f"caption of {len(caption)} characters; at most {MAX_CAPTION} are read"
-    if any("\ud800" <= character <= "\udfff" for character in caption):
-        return "caption is not valid Unicode"
+    return text_problem(caption, "caption") if caption else "no caption"
+
+
+def text_problem(text: str, noun: str) -> str | None:
+    """Why a caption or prompt cannot be used."""
+    if len(text) > MAX_CAPTION:
+        return f"{noun} of {len(text)} characters; at most {MAX_CAPTION} are read"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return f"{noun} is not valid Unicode"
     return None
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from scipy.stats import t as student
 
 from bench.scoring.metrics import METRICS, Score
+from bench.scoring.statistics import ALPHA
 
-ALPHA, POWER = 0.05, 0.8
+POWER = 0.8
 Scores = Mapping[str, Score]
 Drawing = tuple[Scores, Mapping[str, Sequence[float]]]
 """Scores of a model's images, and for each paired metric one value a prompt."""

@@ -164,7 +164,7 @@ class Packs:
             folder = runs.epoch_folder(job.folder, rung.epoch)
             try:
                 evaluation = exam.score(images)
-                with replacing(folder / "adapter.safetensors") as temporary:
+                with replacing(runs.adapter_file(job.folder, rung.epoch)) as temporary:
                     rung.save_adapter(index, temporary)
                 runs.write_evaluation(folder, evaluation, images)
                 self.on_score(job, rung.epoch, evaluation)
@@ -231,6 +231,10 @@ class Packs:
 
     def drawing(self, exam: Exam) -> float:
         return exam.num_images * exam.sampler.steps * 2 * IMAGE_STEP
+
+    def typical(self, exam: Exam, rungs: Sequence[int]) -> float:
+        """Of one training that is not known yet, scored on `exam` at each rung that it passes."""
+        return sum(rungs) / len(rungs) * len(self.data) + self.drawing(exam) * (len(rungs) + 1) / 2
 
     def training(self, jobs: Sequence[Job]) -> float:
         return float(sum(job.config.epochs for job in jobs) * len(self.data))

@@ -16,7 +16,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, Field
 
 from bench import yaml
-from bench.dataset import BUILTIN, MAX_CAPTION, Dataset, Example
+from bench.dataset import BUILTIN, Dataset, Example, text_problem
 from bench.errors import UsageError
 from bench.run import Split
 from bench.space import MIN_UNRELATED, Prompts
@@ -122,10 +122,8 @@ def _checked(text: str) -> str:
     text = " ".join(text.split())
     if not text:
         raise ValueError("empty text")
-    if len(text) > MAX_CAPTION:
-        raise ValueError(f"text of {len(text)} characters; at most {MAX_CAPTION} are read")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("text is not valid Unicode")
+    if problem := text_problem(text, "text"):
+        raise ValueError(problem)
     return text
 
 

@@ -20,9 +20,10 @@ An Evaluation is a folder of scores.json, features.safetensors and images/. Ever
 temporary name, flushed, then renamed. A run is read without a GPU and without any model.
 """
 
+import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -173,6 +174,10 @@ class Result:
     seconds: float
     """Wall-clock seconds of the whole search, resumed parts added up."""
 
+    def candidate(self, label: str) -> Candidate | None:
+        """None if that could not be confirmed."""
+        return next((candidate for candidate in self.candidates if candidate.label == label), None)
+
 
 class Run:
     """A run folder. `Run.create` makes one, `Run.open` reads one."""
@@ -232,9 +237,13 @@ class Run:
 
     def evaluations(self, candidate: Candidate, split: Split) -> list[Evaluation]:
         """Those of all retrainings of a candidate at its chosen epoch, on the prompts of `split`."""
-        trainings = (self.path / "confirm" / record for record in candidate.records)
-        folders = [exam_folder(training, candidate.config.epochs, split) for training in trainings]
+        folders = self.exam_folders(candidate, split)
         return [read_evaluation(folder) for folder in folders if has_evaluation(folder)]
+
+    def exam_folders(self, candidate: Candidate, split: Split) -> list[Path]:
+        """Where these evaluations are, one a retraining, whether they are there or not."""
+        trainings = (self.path / "confirm" / record for record in candidate.records)
+        return [exam_folder(training, candidate.config.epochs, split) for training in trainings]
 
     def pictures(self, name: str) -> Pictures | None:
         """Features of the real pictures of `train`, `dev` or `test`, or None if they are not there."""
@@ -315,6 +324,11 @@ def epoch_folder(trial_folder: Path, epoch: int) -> Path:
     return trial_folder / f"epoch-{epoch:02d}"
 
 
+def adapter_file(trial_folder: Path, epoch: int) -> Path:
+    """The adapter itself."""
+    return epoch_folder(trial_folder, epoch) / "adapter.safetensors"
+
+
 def exam_folder(trial_folder: Path, epoch: int, split: Split) -> Path:
     """The Evaluation of that adapter on the prompts of `split`."""
     folder = epoch_folder(trial_folder, epoch)
@@ -337,6 +351,36 @@ def read_losses(folder: Path) -> "pd.DataFrame":
 
 
 # One adapter file's folder
+
+
+def file_digests(files: Sequence[Path]) -> dict[Path, str]:
+    """SHA-256 of each adapter file, and of PEFT's configuration beside it.
+
+    Raises MissingError, and UsageError for two files of the same content.
+    """
+    digests: dict[Path, str] = {}
+    for file in files:
+        digest = _file_digest(file)
+        for other, known in digests.items():
+            if digest == known:
+                raise UsageError(f"{other} and {file} are the same adapter: there is nothing to compare")
+        digests[file] = digest
+    return digests
+
+
+def _file_digest(file: Path) -> str:
+    if not file.is_file():
+        raise MissingError(f"{file}: no such file")
+    digest = hashlib.sha256()
+    for part in (file, file.with_name("adapter_config.json")):
+        if part.is_file():
+            digest.update(part.read_bytes())
+    return digest.hexdigest()
+
+
+def adapter_label(digest: str) -> str:
+    """The name of an adapter's folder."""
+    return digest[:12]
 
 
 def start_adapter(folder: Path, file: Path, digest: str) -> None:

@@ -2,10 +2,9 @@
 
 import dataclasses
 import datetime
-import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +29,15 @@ from bench.base import (
 from bench.cache import cached
 from bench.confirm import EXAMINED, Confirmation
 from bench.dataset import Dataset, Example, load_dataset
-from bench.errors import MismatchError, MissingError, TrialError, UsageError
+from bench.errors import MismatchError, TrialError, UsageError
 from bench.packs import Attach, Packs, Progress, Trainer
 from bench.progress import show_progress
 from bench.prompts import Prompt, fingerprint, held_out_prompts, probe_prompts, scored_text
-from bench.run import NAME, Metadata, PromptRecord, Run, Split, start_adapter, write_images
+from bench.run import NAME, Metadata, PromptRecord, Run, Split, adapter_label, start_adapter, write_images
 from bench.scoring.embed import Scorer, load_scorer
-from bench.scoring.exam import Exam, Networks, prepare, write_training_pictures
+from bench.scoring.exam import Exam, Networks, prepare
 from bench.scoring.judge import find_judge
-from bench.scoring.losses import LossGap
+from bench.scoring.losses import NUM_PICTURES, LossGap
 from bench.scoring.measure import MIN_SET
 from bench.scoring.metrics import METRICS
 from bench.space import ModuleChoices, SearchSpace, modules_to_text
@@ -94,20 +93,18 @@ class Session:
     networks: Networks
     prompts: Mapping[Split, Sequence[Prompt]]
 
-    def exam(self, split: Split, progress: Progress) -> Exam:
+    def exam(self, split: Split, packs: Packs) -> Exam:
         """The Exam of a split; draws the base's images if the folder does not hold them yet."""
-        progress.status(f"drawing the base's images for the {split} prompts")
-        write_training_pictures(self.run, self.dataset, self.base, self.networks)
-        loss_gap = self._loss_gap() if split == "probe" else None
+        packs.progress.status(f"drawing the base's images for the {split} prompts")
+        loss_gap = self._loss_gap(packs.data) if split == "probe" else None
         prompts = self.prompts[split]
         return prepare(self.run, split, prompts, self.dataset, self.base, self.networks, loss_gap)
 
-    def exams(self, progress: Progress) -> dict[Split, Exam]:
-        return {split: self.exam(split, progress) for split in self.prompts if self.prompts[split]}
+    def exams(self, packs: Packs) -> dict[Split, Exam]:
+        return {split: self.exam(split, packs) for split in self.prompts if self.prompts[split]}
 
-    def _loss_gap(self) -> LossGap:
-        train, held_out = encode(self.base, self.dataset.train), encode(self.base, self.dataset.test)
-        return LossGap(self.base, train, held_out)
+    def _loss_gap(self, train: TrainingData) -> LossGap:
+        return LossGap(self.base, train, encode(self.base, self.dataset.test[:NUM_PICTURES]))
 
 
 def run_search(command: Command) -> Run:
@@ -118,8 +115,8 @@ def run_search(command: Command) -> Run:
     space = command.space
     opened = open_session(command, space.name, is_search=True)
     with opened as session, show_progress(command.console) as progress:
-        exams = session.exams(progress)
         packs = packs_of(session, command.engine, progress)
+        exams = session.exams(packs)
         confirmation = Confirmation(run=session.run, packs=packs, exams=exams)
         study = Study(run=session.run, packs=packs, dev=exams["dev"], reserve=confirmation.units)
         study.search(space.trials, space.budget)
@@ -132,65 +129,36 @@ def run_floor(command: Command) -> Run:
     """Measure the noise floor of a space's default configuration; a search of that name builds on it."""
     opened = open_session(command, command.space.name)
     with opened as session, show_progress(command.console) as progress:
-        exams = session.exams(progress)
         packs = packs_of(session, command.engine, progress)
+        exams = session.exams(packs)
         Confirmation(run=session.run, packs=packs, exams=exams).floor()
     return session.run
 
 
-def run_adapters(command: Command, files: Sequence[Path]) -> Run:
+def run_adapters(command: Command, digests: Mapping[Path, str]) -> Run:
     """Draw and score adapter files on the test prompts and probes of a space; returns the run they lie in.
 
-    Each is known by the SHA-256 of its file, so that nothing is drawn twice. Raises UsageError for a file
-    that cannot be read or does not fit, TrialError naming a file whose images must not be scored.
+    Each is known by its digest, see `file_digests`, so that nothing is drawn twice. Raises UsageError for a
+    file that does not fit, TrialError naming a file whose images must not be scored.
     """
-    digests = _digests(files)
     opened = open_session(command, f"adapters-{command.space.name}"[:MAX_NAME])
     with opened as session, show_progress(command.console) as progress:
-        _check_fit(session.base, command.engine, files)
+        _check_fit(session.base, command.engine, digests)
         packs = packs_of(session, command.engine, progress)
-        folders = {file: session.run.adapter_folder(adapter_label(digests[file])) for file in files}
+        folders = {file: session.run.adapter_folder(adapter_label(digests[file])) for file in digests}
         for file, into in folders.items():
             start_adapter(into, file, digests[file])
         for split in EXAMINED:
             if session.prompts[split]:
-                exam = session.exam(split, progress)
-                packs.examine([(file, into / split) for file, into in folders.items()], exam)
+                adapters = [(file, into / split) for file, into in folders.items()]
+                packs.examine(adapters, session.exam(split, packs))
             for file, into in folders.items():
                 if reason := packs.refused.get(into / split):
                     raise TrialError(f"{file}: cannot be scored: {reason}")
     return session.run
 
 
-def _digests(files: Sequence[Path]) -> dict[Path, str]:
-    """Raises UsageError for two files of the same content."""
-    digests: dict[Path, str] = {}
-    for file in files:
-        digest = file_digest(file)
-        for other, known in digests.items():
-            if digest == known:
-                raise UsageError(f"{other} and {file} are the same adapter: there is nothing to compare")
-        digests[file] = digest
-    return digests
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of an adapter file, and of PEFT's configuration beside it; raises MissingError."""
-    if not file.is_file():
-        raise MissingError(f"{file}: no such file")
-    digest = hashlib.sha256()
-    for part in (file, file.with_name("adapter_config.json")):
-        if part.is_file():
-            digest.update(part.read_bytes())
-    return digest.hexdigest()
-
-
-def adapter_label(digest: str) -> str:
-    """The name of an adapter's folder."""
-    return digest[:12]
-
-
-def _check_fit(base: BaseModel, engine: Engine, files: Sequence[Path]) -> None:
+def _check_fit(base: BaseModel, engine: Engine, files: Iterable[Path]) -> None:
     """Fails now, not after the base's images have been drawn."""
     for file in files:
         with engine.attach(base, [file]):

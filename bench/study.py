@@ -90,9 +90,7 @@ class Study:
     @property
     def _typical(self) -> float:
         """Work of a trial that has not been sampled yet."""
-        rungs = self.space.rungs
-        drawing = self.packs.drawing(self.dev) * (len(rungs) + 1) / 2
-        return sum(rungs) / len(rungs) * len(self.packs.data) + drawing
+        return self.packs.typical(self.dev, self.space.rungs)
 
     # What the packs report
 

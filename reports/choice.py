@@ -87,15 +87,16 @@ def _row(candidate: Candidate, result: Result) -> ChoiceRow:
     return ChoiceRow(
         title=model_name(candidate.label),
         kind=kind_of(candidate, result),
-        searched=_gain(candidate.search.get(name)),
+        searched=gain_of(candidate.search.get(name)),
         search_epochs=candidate.search_epochs,
-        retrained=_gain(candidate.by_epoch.get(epochs, {}).get(name)),
-        confirmed=_gain(candidate.scores.get(name)),
+        retrained=gain_of(candidate.by_epoch.get(epochs, {}).get(name)),
+        confirmed=gain_of(candidate.scores.get(name)),
         epochs=epochs,
     )
 
 
-def _gain(score: Score | None) -> Gain | None:
+def gain_of(score: Score | None) -> Gain | None:
+    """None where the base was not measured."""
     if score is None or score.gain is None or score.gain_stderr is None:
         return None
     return Gain(score.gain, score.gain_stderr)

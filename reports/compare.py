@@ -14,7 +14,7 @@ from rich.text import Text
 from bench.compare import MIRRORED, Comparison, MetricComparison, ShownMetric, Side
 from bench.files import write_text
 from bench.run import read_adapter_file
-from bench.scoring.metrics import METRICS, Score, title
+from bench.scoring.metrics import METRICS, title
 from reports import figures, page, tables
 from reports.images import Column, Grid, column, grid
 from reports.verdict import Fact, Verdict
@@ -314,7 +314,7 @@ def _pair(number: int, second: str, comparison: Comparison) -> Pair:
 
 def _metric_row(row: MetricComparison) -> MetricRow:
     return MetricRow(
-        heading=_heading(row.metric, row.a),
+        heading=tables.heading(row.metric, row.a),
         a=plus_minus(row.a.value, row.a.stderr),
         b=plus_minus(row.b.value, row.b.stderr),
         difference=plus_minus(row.mean, row.stderr, signed=True),
@@ -332,17 +332,12 @@ def _shown_row(row: ShownMetric) -> ShownRow:
     assert score is not None
     cautions = [found.caution for found in (row.a, row.b) if found and found.caution]
     return ShownRow(
-        heading=_heading(row.metric, score),
+        heading=tables.heading(row.metric, score),
         a=plus_minus(row.a.value, row.a.stderr) if row.a else MISSING,
         b=plus_minus(row.b.value, row.b.stderr) if row.b else MISSING,
         difference=plus_minus(row.mean, row.stderr, signed=True),
         caution=cautions[0] if cautions else "",
     )
-
-
-def _heading(name: str, score: Score) -> tables.Heading:
-    metric = METRICS[name]
-    return tables.Heading(name, metric.label, qualifier(score), direction(metric), metric.question)
 
 
 def _interval(row: MetricComparison) -> str:

@@ -8,10 +8,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from bench.run import (
-    Candidate,
     PromptRecord,
     Run,
-    exam_folder,
     has_evaluation,
     image_files,
     read_evaluation,
@@ -97,12 +95,6 @@ def column(title: str, kind: str, folders: list[Path], metric: str) -> Column:
     values = [read_evaluation(folder).per_prompt.get(metric, []) for folder in found]
     means = [sum(entries) / len(entries) for entries in zip(*values, strict=False)]
     return Column(title, kind, image_files(found[0]) if found else [], means)
-
-
-def confirmed_folders(run: Run, candidate: Candidate) -> list[Path]:
-    """The evaluations of a candidate's retrainings."""
-    epochs = candidate.config.epochs
-    return [exam_folder(run.path / "confirm" / record, epochs, "test") for record in candidate.records]
 
 
 def thumbnail(path: Path) -> Thumbnail | None:

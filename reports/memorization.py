@@ -5,10 +5,10 @@ from typing import NamedTuple
 from bench.run import (
     Candidate,
     Evaluation,
+    Pictures,
     Result,
     Run,
     Split,
-    exam_folder,
     has_evaluation,
     image_files,
     read_evaluation,
@@ -61,12 +61,13 @@ def panel(run: Run, result: Result, base: dict[str, Score]) -> Memorization | No
     won = winner_of(result)
     shown = [m for m in models(result, base) if m.kind != "sampled"]
     rows = score_rows(shown, [metric.name for metric in MEMORIZATION])
-    view = _view(run, won)
+    held_out = run.pictures("test")
+    view = _view(run, won, held_out)
     found = _pairs(run, won, view) if view else []
     if not rows and not found:
         return None
     return Memorization(
-        alarms=memorization.alarms(won.scores, _num_held_out(run)),
+        alarms=memorization.alarms(won.scores, len(held_out.features) if held_out else None),
         measured=any(name in won.scores for name in ("copies", "c_t", "loss_gap")),
         models=shown,
         rows=rows,
@@ -76,14 +77,9 @@ def panel(run: Run, result: Result, base: dict[str, Score]) -> Memorization | No
     )
 
 
-def _num_held_out(run: Run) -> int | None:
-    pictures = run.pictures("test")
-    return len(pictures.features) if pictures else None
-
-
-def _view(run: Run, won: Candidate) -> _View | None:
+def _view(run: Run, won: Candidate, held_out: Pictures | None) -> _View | None:
     """By the judge where it saw both the training pictures and the images."""
-    train, held_out = run.pictures("train"), run.pictures("test")
+    train = run.pictures("train")
     if train is None or not len(train.features):
         return None
     evaluations = run.evaluations(won, "test")
@@ -111,7 +107,7 @@ def _pairs(run: Run, won: Candidate, view: _View) -> list[Pairs]:
 
 def _pair_rows(run: Run, won: Candidate, split: Split, chosen: list[int], view: _View) -> list[PromptRow]:
     """Of the first training of the winner, on the prompts `chosen`."""
-    folder = exam_folder(run.path / "confirm" / won.records[0], won.config.epochs, split)
+    folder = run.exam_folders(won, split)[0]
     prompts = run.metadata.prompts.get(split, [])
     if not chosen or not has_evaluation(folder):
         return []

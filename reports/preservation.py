@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from bench.run import Candidate, PromptRecord, Result, Run, exam_folder
+from bench.run import Candidate, PromptRecord, Result, Run
 from bench.scoring.metrics import PRESERVATION
 from bench.scoring.preservation import MARGIN, preserved
 from reports.images import Column, Grid, column, grid
@@ -89,8 +89,7 @@ def _strips(run: Run, candidates: list[Candidate], winner: str) -> list[Strip]:
 
 def _column(run: Run, candidate: Candidate, winner: str) -> Column:
     kind = "winner" if candidate.label == winner != "default" else "default"
-    epochs = candidate.config.epochs
-    folders = [exam_folder(run.path / "confirm" / record, epochs, "probe") for record in candidate.records]
+    folders = run.exam_folders(candidate, "probe")
     return column(model_name(candidate.label).lower(), kind, folders, "shift")
 
 

@@ -5,13 +5,13 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from bench.compare import Comparison, MetricComparison
-from bench.run import Candidate, Result, Run
+from bench.run import Result, Run
 from bench.scoring.metrics import METRICS, Score, judged
 from reports import checkpoints, choice, figures, memorization, preservation, tables
 from reports.checkpoints import Checkpoints
 from reports.memorization import Memorization
 from reports.preservation import Preservation
-from reports.verdict import Contests, candidate_of, winner_of
+from reports.verdict import Contests, winner_of
 from reports.wording import axis_title, direction, model_name
 
 STAGES = (
@@ -66,13 +66,14 @@ def proof_figures(result: Result, found: Contests) -> dict[str, go.Figure | None
 def bands(result: Result, metric: str, found: Contests) -> list[figures.Band]:
     """Gains that differ from the base's, or from the default's, by less than the noise floor."""
     spans = []
-    default = candidate_of(result, "default")
+    default = result.candidate("default")
     base_floor = _floor(found.over_base.get(result.winner), metric)
     if base_floor is not None:
         spans.append(figures.Band("base", "base", -base_floor, base_floor))
-    floor, centre = _floor(found.over_default, metric), _gain_of(default, metric)
+    floor = _floor(found.over_default, metric)
+    centre = choice.gain_of(default.scores.get(metric)) if default else None
     if floor is not None and centre is not None:
-        spans.append(figures.Band("default config", "default", centre[0] - floor, centre[0] + floor))
+        spans.append(figures.Band("default config", "default", centre.value - floor, centre.value + floor))
     return spans
 
 
@@ -85,13 +86,6 @@ def _row(comparison: Comparison | None, metric: str) -> MetricComparison | None:
     return comparison.row(metric) if comparison else None
 
 
-def _gain_of(candidate: Candidate | None, metric: str) -> tuple[float, float] | None:
-    score = candidate.scores.get(metric) if candidate else None
-    if score is None or score.gain is None or score.gain_stderr is None:
-        return None
-    return score.gain, score.gain_stderr
-
-
 def _gains(result: Result, metric: str, found: Contests) -> go.Figure | None:
     shown = gains(result, metric, found)
     score = winner_of(result).scores.get(metric)
@@ -102,7 +96,7 @@ def _gains(result: Result, metric: str, found: Contests) -> go.Figure | None:
 
 def gains(result: Result, metric: str, found: Contests) -> Gains:
     """Lines of one figure are of one kind: intervals only where every gain has one."""
-    shown = [(c, gain) for c in tables.ranked(result) if (gain := _gain_of(c, metric))]
+    shown = [(c, gain) for c in tables.ranked(result) if (gain := choice.gain_of(c.scores.get(metric)))]
     tested = [row for c, _ in shown if (row := _row(found.over_base.get(c.label), metric))]
     known = len(tested) == len(shown)
     lines = [(row.mean, row.stderr, row.low, row.high) for row in tested]

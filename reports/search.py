@@ -20,9 +20,9 @@ from bench.run import (
 from bench.scoring.metrics import METRICS, Score
 from bench.scoring.preservation import MARGIN
 from reports import figures, floor, page, parallel, proof, tables
-from reports.images import Column, Grid, column, confirmed_folders, grid
+from reports.images import Column, Grid, column, grid
 from reports.trials import Point, best, best_so_far, front, importances, read_points, scored
-from reports.verdict import candidate_of, contests, verdict, winner_of
+from reports.verdict import contests, verdict, winner_of
 from reports.wording import axis_title, direction, settings, trial_name
 
 MAX_CURVE_POINTS = 150
@@ -86,7 +86,7 @@ def render(run: Run) -> str:
 
 def recommended(run: Run, result: Result) -> Recommended:
     """The winner's settings beside the default's, and the files that reproduce it."""
-    won, default = winner_of(result), candidate_of(result, "default")
+    won, default = winner_of(result), result.candidate("default")
     file = run.path / "winner" / "training_config.yaml"
     adapter = run.path / "winner" / "adapter.safetensors"
     return Recommended(
@@ -109,12 +109,12 @@ def images(run: Run, result: Result | None, points: list[Point]) -> Grid | None:
 
 
 def _confirmed_columns(run: Run, result: Result) -> list[Column]:
-    won, default = winner_of(result), candidate_of(result, "default")
+    won, default = winner_of(result), result.candidate("default")
     shown = [("default config", "default", default)] if default else []
     if won.label != "default":
         shown.append((trial_name(won.label), "winner", won))
     return [
-        column(title, kind, confirmed_folders(run, candidate), result.select_by)
+        column(title, kind, run.exam_folders(candidate, "test"), result.select_by)
         for title, kind, candidate in shown
     ]
 

@@ -12,7 +12,7 @@ from bench.scoring.alignment import hessel, percent
 from bench.scoring.metrics import INCEPTION, JUDGE, METRICS, QUALITY, Score
 from bench.space import SearchSpace
 from reports.trials import Point
-from reports.verdict import candidate_of, failures, winner_of
+from reports.verdict import failures, winner_of
 from reports.wording import (
     MISSING,
     direction,
@@ -131,16 +131,12 @@ def headings(scores: list[dict[str, Score]]) -> list[Heading]:
     found: dict[str, Score] = {}
     for entry in scores:
         found = {**entry, **found}
-    return [
-        Heading(
-            name,
-            METRICS[name].label,
-            qualifier(found[name]),
-            direction(METRICS[name]),
-            METRICS[name].question,
-        )
-        for name in metric_names(set(found))
-    ]
+    return [heading(name, found[name]) for name in metric_names(set(found))]
+
+
+def heading(name: str, score: Score) -> Heading:
+    metric = METRICS[name]
+    return Heading(name, metric.label, qualifier(score), direction(metric), metric.question)
 
 
 def models(
@@ -172,7 +168,7 @@ def confirmed(
         for title, metrics in NETWORKS.items()
         if (rows := score_rows(shown, [metric.name for metric in metrics]))
     ]
-    won, default = winner_of(result), candidate_of(result, "default")
+    won, default = winner_of(result), result.candidate("default")
     clip = won.scores.get("clip_score")
     return Confirmed(
         models=shown,

@@ -57,11 +57,7 @@ def verdict(run: Run, result: Result | None, points: list[Point], found: Contest
 
 
 def winner_of(result: Result) -> Candidate:
-    return candidate_of(result, result.winner) or result.candidates[0]
-
-
-def candidate_of(result: Result, label: str) -> Candidate | None:
-    return next((candidate for candidate in result.candidates if candidate.label == label), None)
+    return result.candidate(result.winner) or result.candidates[0]
 
 
 def failures(candidate: Candidate) -> str:

@@ -13,21 +13,17 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from bench.base import BaseModel
-from bench.config import TrialConfig
+from bench.config import MAX_RANK, TrialConfig
 from bench.errors import UsageError
 from bench.yaml import Spec, validate
-from trainers.lora import Adapter, Slots
+from trainers.lora import METADATA, PREFIX, Adapter, Slots
 
-PREFIX = "unet."
 PEFT_PREFIX = "base_model.model."
 """What PEFT's own `save_pretrained` writes, with its configuration in a file beside."""
 PEFT_CONFIG = "adapter_config.json"
 DOWN = (".lora_A.weight", ".lora_A.default.weight", ".lora.down.weight")
 UP = (".lora_B.weight", ".lora_B.default.weight", ".lora.up.weight")
 ALPHA = (".alpha",)
-METADATA = "lora_adapter_metadata"
-MAX_RANK = 1024
-"""As in TrialConfig."""
 BASE_CHANGING = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """Values of init_lora_weights whose adapters belong to a base that PEFT changes when it loads them."""
 

@@ -21,6 +21,8 @@ from bench.base import target_names
 from bench.config import TrialConfig
 from bench.errors import UsageError
 
+PREFIX, METADATA = "unet.", "lora_adapter_metadata"
+"""Of the keys, and of the description, in a file that diffusers writes and reads."""
 Adapter = dict[str, torch.Tensor]
 """`<module>.lora_A.weight` and `<module>.lora_B.weight` in PEFT's layout, unpadded, float32."""
 
@@ -278,9 +280,9 @@ def save_adapter(path: Path, adapter: Adapter, config: TrialConfig) -> None:
 
     targets = sorted({key.rsplit(".lora_", 1)[0] for key in adapter})
     peft_config = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets).to_dict()
-    described = {f"unet.{key}": _plain(value) for key, value in peft_config.items()}
-    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(described, sort_keys=True)}
-    save_file({f"unet.{key}": tensor.contiguous() for key, tensor in adapter.items()}, path, metadata)
+    described = {f"{PREFIX}{key}": _plain(value) for key, value in peft_config.items()}
+    metadata = {"format": "pt", METADATA: json.dumps(described, sort_keys=True)}
+    save_file({f"{PREFIX}{key}": tensor.contiguous() for key, tensor in adapter.items()}, path, metadata)
 
 
 def load_adapter(path: Path) -> Adapter:
@@ -289,7 +291,7 @@ def load_adapter(path: Path) -> Adapter:
     from safetensors.torch import load_file
 
     try:
-        return {key.removeprefix("unet."): tensor for key, tensor in load_file(path).items()}
+        return {key.removeprefix(PREFIX): tensor for key, tensor in load_file(path).items()}
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path}: not a readable adapter: {error}") from None
 

@@ -93,7 +93,7 @@ class KernelSums:
     def leave_outs(self, num_groups: int) -> NDArray[np.float64]:
         """The distance without group g, for g = 0 … num_groups − 1, in closed form."""
         xx, xy, yy = (
-            _ratio(_without(sums, num_groups), _without(pairs, num_groups))
+            _ratio(without(sums)[:num_groups], without(pairs)[:num_groups])
             for sums, pairs in ((self.xx, self.pairs_xx), (self.xy, self.pairs_xy), (self.yy, self.pairs_yy))
         )
         return SCALE * (xx - 2 * xy + yy)
@@ -110,9 +110,10 @@ def grouped(
     return sums.T
 
 
-def _without(matrix: NDArray[np.float64], num_groups: int) -> NDArray[np.float64]:
-    rest: NDArray[np.float64] = matrix.sum() - matrix.sum(axis=0) - matrix.sum(axis=1) + matrix.diagonal()
-    return rest[:num_groups]
+def without(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of sums between groups, shape (groups, groups), the total without each group, shape (groups,)."""
+    rest: NDArray[np.float64] = sums.sum() - sums.sum(axis=0) - sums.sum(axis=1) + sums.diagonal()
+    return rest
 
 
 def _ratio(sums: NDArray[np.float64], pairs: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -132,14 +132,16 @@ def prepare(
     return replace(exam, base_images=images, reference=reference)
 
 
-def write_training_pictures(run: Run, dataset: Dataset, base: BaseModel, networks: Networks) -> None:
-    """Their features, and small copies to be shown; nothing where the folder holds them."""
-    if run.pictures("train") is not None:
-        return
+def _training_pictures(run: Run, dataset: Dataset, base: BaseModel, networks: Networks) -> Pictures:
+    """Their features; written with small copies to be shown unless the run folder holds them."""
+    if (known := run.pictures("train")) is not None:
+        return known
     pixels = _pixels(dataset.train, base.resolution)
     small = [_thumbnail(image) for image in pixels]
     write_images(run.path / "real" / "train", np.stack(small))
-    write_pictures(run, "train", _features(pixels, networks))
+    pictures = _features(pixels, networks)
+    write_pictures(run, "train", pictures)
+    return pictures
 
 
 def _reference(
@@ -151,8 +153,7 @@ def _reference(
     networks: Networks,
 ) -> Reference:
     scorer, judge = networks.scorer, networks.judge
-    train = run.pictures("train")
-    assert train is not None
+    train = _training_pictures(run, dataset, base, networks)
     reference = Reference(
         text_features=scorer.embed_texts([scored_text(p.text, run.space.trigger) for p in prompts]),
         num_seeds=len(prompts[0].seeds),

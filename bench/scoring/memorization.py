@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 
 from bench.errors import UsageError
-from bench.scoring.distance import Groups, grouped
+from bench.scoring.distance import Groups, grouped, without
 from bench.scoring.metrics import Score
 from bench.scoring.statistics import bootstrap_samples, mean_stderr
 
@@ -190,11 +190,7 @@ class CopyingTest:
         Under the null z has a standard error of 1 only if images are independent; images of one prompt are
         not, and this error says by how much.
         """
-        chances, pairs = (
-            sums.sum() - sums.sum(axis=0) - sums.sum(axis=1) + sums.diagonal()
-            for sums in (self.chances, self.num_pairs)
-        )
-        return np.asarray((chances / pairs - 0.5) / self.spread)
+        return np.asarray((without(self.chances) / without(self.num_pairs) - 0.5) / self.spread)
 
 
 def loss_gap(

@@ -10,6 +10,8 @@ from scipy.stats import t as student
 
 from bench.errors import UsageError
 
+ALPHA = 0.05
+"""Of tests; intervals hold 1 − ALPHA."""
 RESAMPLES = 9999
 SEED = 20240229
 TIES = 1e-9
@@ -44,7 +46,7 @@ def jackknife_stderr(leave_outs: NDArray[np.float64]) -> float:
 def interval(value: float, stderr: float, num_prompts: int) -> tuple[float, float]:
     """The 95 % interval value ± t·stderr, Student's t with prompts − 1 degrees of freedom."""
     _check_prompts(num_prompts)
-    half = float(student.ppf(0.975, num_prompts - 1)) * stderr
+    half = float(student.ppf(1 - ALPHA / 2, num_prompts - 1)) * stderr
     return value - half, value + half
 
 

@@ -16,24 +16,15 @@ from rich.console import Console
 from scipy.stats import kendalltau
 
 from bench.base import fit
+from bench.cli import command_of
 from bench.dataset import load_dataset
 from bench.progress import show_progress
 from bench.run import Evaluation, Run, exam_folder, image_files, read_evaluation
 from bench.scoring.metrics import METRICS
-from bench.session import Command, Engine, open_session, packs_of
-from bench.space import load_space
+from bench.session import open_session, packs_of
 from bench.study import Study
-from trainers.adapters import attach
-from trainers.loop import train
 
-COMMAND = Command(
-    space=load_space(str(Path(__file__).with_name("varied.yaml"))),
-    name=None,
-    folder=Path("runs"),
-    seed=0,
-    engine=Engine(train=train, attach=attach),
-    console=Console(),
-)
+COMMAND = command_of(str(Path(__file__).with_name("varied.yaml")), {}, None, 0, Console())
 SIDE = 64
 RESAMPLES = 2000
 
@@ -53,7 +44,7 @@ def trained() -> Run:
     opened = open_session(COMMAND, COMMAND.space.name)
     with opened as session, show_progress(COMMAND.console) as progress:
         packs = packs_of(session, COMMAND.engine, progress)
-        dev, test = session.exam("dev", progress), session.exam("test", progress)
+        dev, test = session.exam("dev", packs), session.exam("test", packs)
         Study(run=session.run, packs=packs, dev=dev).search(COMMAND.space.trials, None)
         adapters = []
         for trial in session.run.trials():

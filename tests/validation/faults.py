@@ -17,24 +17,17 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from bench.base import BaseModel, TrainingData
+from bench.cli import command_of
 from bench.compare import adapter_side, compare_sides
 from bench.config import TrialConfig
 from bench.dataset import load_dataset
 from bench.errors import BenchError
+from bench.run import adapter_label, file_digests
 from bench.scoring.memorization import alarms
-from bench.session import Command, Engine, adapter_label, encode, file_digest, open_session, run_adapters
-from bench.space import load_space
-from trainers.adapters import attach
+from bench.session import encode, open_session, run_adapters
 from trainers.loop import train
 
-COMMAND = Command(
-    space=load_space(str(Path(__file__).with_name("faults.yaml"))),
-    name=None,
-    folder=Path("runs"),
-    seed=0,
-    engine=Engine(train=train, attach=attach),
-    console=Console(quiet=True),
-)
+COMMAND = command_of(str(Path(__file__).with_name("faults.yaml")), {}, None, 0, Console(quiet=True))
 NUM_PICTURES = 12
 SHOWN = ("similarity", "judge_similarity", "clip_score", "diversity", "kd")
 SOUND = TrialConfig(
@@ -109,9 +102,9 @@ def changed(
 
 
 def row(file: Path, sound: Path) -> str:
-    others = [file] if file == sound else [file, sound]
-    run = run_adapters(COMMAND, others)
-    side = adapter_side(run, adapter_label(file_digest(file)))
+    digests = file_digests([file] if file == sound else [file, sound])
+    run = run_adapters(COMMAND, digests)
+    side = adapter_side(run, adapter_label(digests[file]))
     gains = ", ".join(
         f"{name} {side.scores[name].gain:+.3f} ± {side.scores[name].gain_stderr:.3f}" for name in SHOWN
     )
@@ -120,7 +113,7 @@ def row(file: Path, sound: Path) -> str:
         score = side.scores[name]
         text += f"; {name} {score.value:.3f} ± {score.stderr:.3f}"
     if file != sound:
-        comparison = compare_sides(side, adapter_side(run, adapter_label(file_digest(sound))), "similarity")
+        comparison = compare_sides(side, adapter_side(run, adapter_label(digests[sound])), "similarity")
         text += f"; against sound: {comparison.verdict} ({comparison.reason})"
     return text + f"; alarms: {alarms(side.scores, len(load_dataset('./few').test)) or 'none'}"
 
