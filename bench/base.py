@@ -1,20 +1,29 @@
 """BaseModel: a frozen diffusion pipeline on a device, and what training and scoring ask of it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench.blocks import quicken
 from bench.config import TrialConfig
 from bench.errors import MissingError, UsageError
 
+ATTENTION = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""Fastest first."""
 BUNDLED = {"emoji-xl": "builtin/emoji-xl"}
 CHUNK = 32
 """Prompts, or small images, that are encoded or decoded at once."""
@@ -56,6 +65,25 @@ class TrainingData:
         return len(self.mean)
 
 
+class Attached(Protocol):
+    """Adapters that are attached to a base; see `trainers.lora.Attached`."""
+
+    def focus(self, numbers: Sequence[int]) -> None:
+        """Predict through these, in this order: a batch is one equal part of samples for each."""
+
+    @property
+    def shape(self) -> Hashable:
+        """What a graph over the base with the adapters in focus depends on."""
+
+    @property
+    def graphs(self) -> dict[Hashable, Any]:
+        """Kept as long as the adapters' places."""
+
+    @property
+    def pool(self) -> object:
+        """Memory that graphs share."""
+
+
 class BaseModel:
     """A frozen SDXL pipeline. Latents are (n, channels, height, width), already scaled for the UNet."""
 
@@ -77,7 +105,14 @@ class BaseModel:
             self.resolution // pipe.vae_scale_factor,
             self.resolution // pipe.vae_scale_factor,
         )
+        self.attached: Attached | None = None
+        """Through what `predict` predicts; None for the bare base."""
         self._pipe = pipe
+        self._time_ids = torch.tensor([[self.resolution, self.resolution, 0, 0] + [self.resolution] * 2])
+        self._time_ids = self._time_ids.to(self.device, self.dtype)
+        quicken(self.unet)
+        if self.device.type == "cuda":
+            self.unet.to(memory_format=torch.channels_last)
 
     @property
     def _chunk(self) -> int:
@@ -128,15 +163,15 @@ class BaseModel:
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: TextEmbedding) -> torch.Tensor:
         """The UNet's output for noisy latents (n, …), timesteps (n,) and conditioning (n)."""
-        side = self.resolution
-        time_ids = torch.tensor([side, side, 0, 0, side, side], device=latents.device, dtype=self.dtype)
-        output = self.unet(
-            latents.to(self.dtype),
-            timesteps,
-            encoder_hidden_states=text.hidden,
-            added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids.expand(len(latents), -1)},
-            return_dict=False,
-        )
+        condition = {"text_embeds": text.pooled, "time_ids": self._time_ids.expand(len(latents), -1)}
+        with sdpa_kernel(ATTENTION, set_priority=True):
+            output = self.unet(
+                latents.to(self.dtype),
+                timesteps,
+                encoder_hidden_states=text.hidden,
+                added_cond_kwargs=condition,
+                return_dict=False,
+            )
         result: torch.Tensor = output[0]
         return result.float()
 
@@ -190,14 +225,18 @@ def load_base(
     return BaseModel(pipe.to(device), name, _fingerprint(folder), resolution)
 
 
-def target_names(unet: torch.nn.Module, config: TrialConfig) -> list[str]:
-    """Full names of the modules that a config adapts, in the UNet's order.
+def adaptable_names(unet: torch.nn.Module) -> list[str]:
+    """Full names of the modules that may get an adapter, in the UNet's order."""
+    return [
+        name for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+    ]
+
+
+def target_names(names: Sequence[str], config: TrialConfig) -> list[str]:
+    """Those of the UNet's adaptable names that a config adapts, in their order.
 
     Raises UsageError for a listed ending that matches nothing (a preset's may: bases differ).
     """
-    names = [
-        name for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
-    ]
     for ending in config.module_endings:
         if not isinstance(config.target_modules, str) and not any(_matches(n, (ending,)) for n in names):
             raise UsageError(f"target_modules: {ending!r} matches no linear or convolution of the base")

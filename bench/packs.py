@@ -1,8 +1,7 @@
 """Packs: jobs that train, and adapters that are examined, side by side; each one's end is recorded."""
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,15 +30,19 @@ class Rung(Protocol):
     """A pack of trials standing still at an epoch, its adapters attached to the base."""
 
     @property
-    def epoch(self) -> int: ...
-
-    @property
     def alive(self) -> Sequence[int]:
-        """Index of the config in each slot."""
+        """Index of the config of each trial that stands at a rung, in the order in which they are drawn."""
 
     @property
-    def losses(self) -> Sequence[Sequence[float]]:
-        """Training loss of every step, by config; the last is not finite if the trial diverged."""
+    def diverged(self) -> Sequence[int]:
+        """Of each trial whose loss is no longer finite; it has left."""
+
+    @property
+    def losses(self) -> Mapping[int, Sequence[float]]:
+        """Training loss of every step, by index of the config."""
+
+    def epoch(self, index: int) -> int:
+        """At which a trial stands."""
 
     def stop(self, index: int) -> None:
         """The trial of config `index` does not go on."""
@@ -54,9 +57,10 @@ class Trainer(Protocol):
         self,
         base: BaseModel,
         data: TrainingData,
-        configs: Sequence[TrialConfig],
+        configs: Iterator[TrialConfig],
         rungs: Sequence[int],
-        on_step: Callable[[int, int], None],
+        num_slots: int,
+        on_step: Callable[[int], None],
     ) -> Iterator[Rung]: ...
 
 
@@ -144,34 +148,38 @@ class Packs:
         if not jobs:
             return
 
-        def on_step(step: int, total: int) -> None:
-            self._count(self.training(jobs) / total)
-            self.progress.status(f"training {len(jobs)} side by side: step {step} of {total}")
+        batch_size = jobs[0].config.batch_size
 
-        for rung in self.trainer(self.base, self.data, [job.config for job in jobs], rungs, on_step):
+        def on_step(number: int) -> None:
+            self._count(number * batch_size)
+            self.progress.status(f"training {number} side by side")
+
+        configs = iter([job.config for job in jobs])
+        for rung in self.trainer(self.base, self.data, configs, rungs, len(jobs), on_step):
             self._score(rung, jobs, exam, started)
 
     def _score(self, rung: Rung, jobs: Sequence[Job], exam: Exam, started: float) -> None:
-        for index, job in enumerate(jobs):
-            runs.write_losses(job.folder, rung.losses[index])
-            if not math.isfinite(rung.losses[index][-1]):
-                self._end(job, started, f"the loss was no longer finite at step {len(rung.losses[index])}")
+        for index in (*rung.alive, *rung.diverged):
+            runs.write_losses(jobs[index].folder, rung.losses[index])
+        for index in rung.diverged:
+            steps = len(rung.losses[index])
+            self._end(jobs[index], started, f"the loss was no longer finite at step {steps}")
         if not rung.alive:
             return
-        self.progress.status(f"scoring epoch {rung.epoch} of {len(rung.alive)} trials")
+        self.progress.status(f"scoring {len(rung.alive)} trials")
         for index, images in zip(rung.alive, self._draw(exam, len(rung.alive)), strict=True):
-            job = jobs[index]
-            folder = runs.epoch_folder(job.folder, rung.epoch)
+            job, epoch = jobs[index], rung.epoch(index)
+            folder = runs.epoch_folder(job.folder, epoch)
             try:
                 evaluation = exam.score(images)
-                with replacing(runs.adapter_file(job.folder, rung.epoch)) as temporary:
+                with replacing(runs.adapter_file(job.folder, epoch)) as temporary:
                     rung.save_adapter(index, temporary)
                 runs.write_evaluation(folder, evaluation, images)
-                self.on_score(job, rung.epoch, evaluation)
+                self.on_score(job, epoch, evaluation)
             except TrialError as error:
                 self._end(job, started, str(error))
                 rung.stop(index)
-            if job.config.epochs == rung.epoch:
+            if job.config.epochs == epoch:
                 self._end(job, started)
 
     def _end(self, job: Job, started: float, reason: str | None = None) -> None:

@@ -21,6 +21,7 @@ from bench.base import (
     BaseModel,
     TextEmbedding,
     TrainingData,
+    adaptable_names,
     find_device,
     fit,
     load_base,
@@ -299,7 +300,7 @@ def _check_targets(base: BaseModel, space: SearchSpace) -> None:
         point = space.parameters_of(space.default)
         configs += [space.config_of({**point, "target_modules": value}) for value in values]
     for config in configs:
-        if not target_names(base.unet, config):
+        if not target_names(adaptable_names(base.unet), config):
             raise UsageError(f"target_modules: {config.target_modules!r} matches no module of {base.name}")
 
 

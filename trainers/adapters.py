@@ -16,7 +16,7 @@ from bench.base import BaseModel
 from bench.config import MAX_RANK, TrialConfig
 from bench.errors import UsageError
 from bench.yaml import Spec, validate
-from trainers.lora import METADATA, PREFIX, Adapter, Slots
+from trainers.lora import METADATA, PREFIX, Adapter, Attached, Slots
 
 PEFT_PREFIX = "base_model.model."
 """What PEFT's own `save_pretrained` writes, with its configuration in a file beside."""
@@ -73,8 +73,11 @@ def attach(base: BaseModel, paths: Sequence[Path]) -> Iterator[None]:
             except (UsageError, RuntimeError) as error:
                 reason = " ".join(str(error).split())
                 raise UsageError(f"{path}: does not fit {base.name}: {reason}") from None
-        slots.eval()
-        yield
+        base.attached = Attached(slots, list(range(len(slots))))
+        try:
+            yield
+        finally:
+            base.attached = None
 
 
 def read_adapter(path: Path) -> Adapter:

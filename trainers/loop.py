@@ -1,192 +1,242 @@
-"""One optimisation loop that trains a pack of trials side by side.
+"""One optimisation loop that trains trials side by side; a slot that is free takes the next trial.
 
 Each trial draws its data order, noise, timesteps and dropout masks from (its seed, the step): it gives
 what it would have given alone, whatever its neighbours.
 """
 
-import hashlib
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bench.base import BaseModel, TextEmbedding, TrainingData, concatenate
+from bench.base import BaseModel, TrainingData
 from bench.config import TrialConfig
-from bench.denoising import NUM_TIMESTEPS, Batch, DenoisingLoss
-from trainers.lora import Adapter, Slots, save_adapter
+from bench.denoising import DenoisingLoss
+from bench.graphs import Compute, captured
+from trainers.lora import Adapter, Attached, Slots, save_adapter
+from trainers.optimizer import AdamW
+from trainers.samples import Draw, batch, draw, together
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch.optim.AdamW's
+AHEAD = 2
+"""Steps that may wait on a GPU: enough to keep it busy, few enough that progress is true."""
+MIN_SHRINK = 100
+"""Steps left, of a pack on a GPU that is half empty, for which a smaller graph pays."""
+
+
+@dataclass(eq=False, slots=True)
+class Trial:
+    """A config in a slot."""
+
+    index: int
+    config: TrialConfig
+    ends: list[tuple[int, int]]
+    """(epoch, step at which it ends) of the rungs still to come."""
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+
+    @property
+    def broken(self) -> bool:
+        return bool(self.losses) and not math.isfinite(self.losses[-1])
 
 
 class Rung:
-    """The pack standing still at an epoch, to be scored; its adapters are attached to the base's UNet."""
+    """Trials standing still at an epoch of theirs, to be scored: attached to the base in this order."""
 
-    def __init__(self, epoch: int, alive: Sequence[int], slots: Slots, losses: Sequence[list[float]]) -> None:
-        self.epoch = epoch
-        self.alive = list(alive)
-        """Index of the config in each slot."""
-        self.losses = losses
-        """Training loss of every step so far, by config; the last is not finite if the trial diverged."""
+    def __init__(self, pack: "Pack", standing: Sequence[Trial], diverged: Sequence[Trial]) -> None:
+        self._pack = pack
+        self._trials = {trial.index: trial for trial in standing}
+        self.alive = list(self._trials)
+        """Index of each trial that stands here: its place in the order of all configs."""
+        self.diverged = [trial.index for trial in diverged]
+        """Trials whose loss is no longer finite; they have left."""
+        self.losses = pack.losses
+        """Training loss of every step so far, by index."""
         self.stopped: set[int] = set()
-        self._slots = slots
+
+    def epoch(self, index: int) -> int:
+        """At which a trial stands."""
+        return self._trials[index].ends[0][0]
 
     def stop(self, index: int) -> None:
-        """The trial of config `index` does not go on."""
+        """The trial does not go on."""
         self.stopped.add(index)
 
     def adapter(self, index: int) -> Adapter:
-        """A copy of the adapter of config `index`."""
-        return self._slots.adapter(self.alive.index(index))
+        """A copy of a trial's adapter."""
+        return self._pack.slots.adapter(self._pack.slot(self._trials[index]))
 
     def save_adapter(self, index: int, path: Path) -> None:
-        """Write the adapter of config `index` so that diffusers loads it."""
-        save_adapter(path, self.adapter(index), self._slots.configs[self.alive.index(index)])
+        """Write a trial's adapter so that diffusers loads it."""
+        save_adapter(path, self.adapter(index), self._trials[index].config)
 
 
 def train(
     base: BaseModel,
     data: TrainingData,
-    configs: Sequence[TrialConfig],
+    configs: Iterator[TrialConfig],
     rungs: Sequence[int],
-    on_step: Callable[[int, int], None] = lambda step, total: None,
+    num_slots: int,
+    on_step: Callable[[int], None] = lambda number: None,
 ) -> Iterator[Rung]:
-    """Train all configs in one pack; yields at every epoch of `rungs` at which some trial is still alive.
+    """Train configs, `num_slots` side by side; yields whenever some stand at an epoch of `rungs`.
 
-    Every config's `epochs` must be one of `rungs`, and all must share `batch_size`. A trial leaves the
-    pack after the rung at its `epochs`, or when its loss is no longer finite. `on_step` gets the steps done
-    and their total.
+    The next config is taken when a slot is free. Every config's `epochs` must be one of `rungs`, and all
+    must share `batch_size`. A trial leaves after the rung at its `epochs`, when it is stopped, or when its
+    loss is no longer finite. `on_step` gets the number of trials that made a step. Raises
+    torch.OutOfMemoryError.
     """
-    batch_size = configs[0].batch_size
-    ends = [math.ceil(epoch * len(data) / batch_size) for epoch in rungs]
-    total = max(
-        end for end, epoch in zip(ends, rungs, strict=True) if epoch <= max(c.epochs for c in configs)
-    )
-    losses: list[list[float]] = [[] for _ in configs]
-    alive, done = list(range(len(configs))), 0
-    with Slots(base.unet, configs) as slots:
-        optimizer = AdamW(slots)
-        objective = DenoisingLoss(base)
-        for epoch, end in zip(rungs, ends, strict=True):
-            if not alive:
-                return
-            history = []
-            for step in range(done, end):
-                history.append(_step(base, data, slots, optimizer, objective, step))
-                on_step(step + 1, total)
-            done = end
-            if history:  # none where two epochs of very few images end at the same step
-                _append(losses, alive, history)
-            alive = _keep(slots, optimizer, alive, {i for i in alive if math.isfinite(losses[i][-1])})
-            slots.eval()
-            rung = Rung(epoch, alive, slots, losses)
+    numbered = enumerate(configs)
+    first = [_trial(index, config, rungs, data) for index, config in islice(numbered, num_slots)]
+    if not first:
+        return
+    with Pack(base, data, first) as pack:
+        while pack.trials:
+            pack.advance(on_step)
+            standing, diverged = pack.standing()
+            rung = Rung(pack, standing, diverged)
+            pack.focus(standing)
             yield rung
-            going_on = {i for i in alive if configs[i].epochs > epoch} - rung.stopped
-            alive = _keep(slots, optimizer, alive, going_on)
+            pack.leave({*rung.stopped, *rung.diverged}, standing)
+            free = num_slots - len(pack.trials)
+            pack.take([_trial(index, config, rungs, data) for index, config in islice(numbered, free)])
 
 
-def _step(
-    base: BaseModel,
-    data: TrainingData,
-    slots: Slots,
-    optimizer: "AdamW",
-    objective: DenoisingLoss,
-    step: int,
-) -> torch.Tensor:
-    """One update of all slots; returns their losses (K,), not yet synchronised with the host."""
-    slots.train([_generator(base.device, c.seed, "dropout", step) for c in slots.configs])
-    batches = [_batch(data, config, step) for config in slots.configs]
-    batch = Batch(
-        latents=torch.cat([batch.latents for batch in batches]),
-        noise=torch.cat([batch.noise for batch in batches]),
-        timesteps=torch.cat([batch.timesteps for batch in batches]),
-        text=concatenate([batch.text for batch in batches]),
-    )
-    losses = objective(batch).view(len(slots), -1).mean(dim=1)
-    optimizer.update(slots.gradient(losses.sum()), step)
-    return losses.detach()
+def _trial(index: int, config: TrialConfig, rungs: Sequence[int], data: TrainingData) -> Trial:
+    ends = [(e, math.ceil(e * len(data) / config.batch_size)) for e in rungs if e <= config.epochs]
+    return Trial(index, config, ends)
 
 
-def _batch(data: TrainingData, config: TrialConfig, step: int) -> Batch:
-    """The samples of one trial; its own permutations show every image equally often."""
-    device, size = data.mean.device, config.batch_size
-    generator = _generator(torch.device("cpu"), config.seed, "step", step)
-    shape = (size, *data.mean.shape[1:])
-    index = torch.tensor(_indices(len(data), config.seed, step * size, size), device=device)
-    posterior = torch.randn(shape, generator=generator).to(device)
-    noise = torch.randn(shape, generator=generator).to(device)
-    timesteps = torch.randint(NUM_TIMESTEPS, (size,), generator=generator).to(device)
-    dropped = (torch.rand(size, generator=generator) < config.caption_dropout).to(device)
-    text = TextEmbedding(
-        torch.where(dropped.view(-1, 1, 1), data.empty.hidden, data.text.hidden[index]),
-        torch.where(dropped.view(-1, 1), data.empty.pooled, data.text.pooled[index]),
-    )
-    return Batch(data.mean[index] + data.std[index] * posterior, noise, timesteps, text)
+class Pack:
+    """The trials that train now, one a slot; use as a context manager."""
 
+    def __init__(self, base: BaseModel, data: TrainingData, trials: Sequence[Trial]) -> None:
+        self._base, self._data = base, data
+        self._graph: Compute | None = None
+        self._places: list[Trial | None] = []
+        """By slot."""
+        self._objective = DenoisingLoss(base)
+        self.losses: dict[int, list[float]] = {trial.index: trial.losses for trial in trials}
+        self._attach(trials)
 
-def _indices(num_images: int, seed: int, start: int, count: int) -> list[int]:
-    """Positions start … start + count of an endless row of permutations of the images."""
-    orders: dict[int, list[int]] = {}
-    result = []
-    for position in range(start, start + count):
-        number, place = divmod(position, num_images)
-        if number not in orders:
-            generator = _generator(torch.device("cpu"), seed, "order", number)
-            orders[number] = torch.randperm(num_images, generator=generator).tolist()
-        result.append(orders[number][place])
-    return result
+    def __enter__(self) -> "Pack":
+        return self
 
+    def __exit__(self, *details: object) -> None:
+        self.slots.__exit__(*details)
 
-def _generator(device: torch.device, seed: int, purpose: str, number: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+    @property
+    def trials(self) -> list[Trial]:
+        return [trial for trial in self._places if trial]
 
+    def slot(self, trial: Trial) -> int:
+        return self._places.index(trial)
 
-def _append(losses: list[list[float]], alive: Sequence[int], history: Sequence[torch.Tensor]) -> None:
-    for index, values in zip(alive, torch.stack(list(history)).T.tolist(), strict=True):
-        losses[index].extend(values)
+    def advance(self, on_step: Callable[[int], None]) -> None:
+        """To the next step at which some trial stands at a rung."""
+        number = min(trial.ends[0][1] - trial.step for trial in self.trials)
+        history, running = [], deque[Any]()
+        for _ in range(number):
+            history.append(self._step())
+            if self._base.device.type == "cuda":
+                running.append(torch.cuda.current_stream().record_event())
+                if len(running) > AHEAD:
+                    running.popleft().synchronize()
+            on_step(len(self.trials))
+        if history:
+            for trial, values in zip(self._places, torch.stack(history).T.tolist(), strict=True):
+                if trial:
+                    trial.losses.extend(values)
 
+    def _step(self) -> torch.Tensor:
+        """One update of all slots; returns their losses (K,), not yet synchronised with the host."""
+        steps = [trial.step if trial else 0 for trial in self._places]
+        configs = self.slots.configs
+        draws = [draw(self._data, config, step) for config, step in zip(configs, steps, strict=True)]
+        drawn = together(draws)
+        for here, there in zip(self._drawn.tensors, drawn.tensors, strict=True):
+            here.copy_(there.pin_memory() if here.is_cuda else there, non_blocking=True)
+        self.slots.train(self._drawn.keys.view(len(configs), -1))
+        if self._graph is None:
+            self._graph = captured(self._compute, self.slots.pool)
+        losses, gradient = self._graph()
+        self._optimizer.update(self.slots.weights, gradient, configs, steps)
+        for trial in self.trials:
+            trial.step += 1
+        return losses.clone()
 
-def _keep(slots: Slots, optimizer: "AdamW", alive: Sequence[int], staying: set[int]) -> list[int]:
-    """Drop the slots of the trials that do not stay; returns the indices that do."""
-    kept = [slot for slot, index in enumerate(alive) if index in staying]
-    if 0 < len(kept) < len(alive):
-        slots.keep(kept)
-        optimizer.keep(kept)
-    return [alive[slot] for slot in kept]
+    def _compute(self) -> tuple[torch.Tensor, ...]:
+        """Losses (K,) and gradient (K, P) of the drawn samples."""
+        losses = self._objective(batch(self._data, self._drawn)).view(len(self.slots), -1).mean(dim=1)
+        return losses.detach(), self.slots.gradient(losses.sum())
 
+    # Rungs
 
-class AdamW:
-    """torch.optim.AdamW on the rows of `slots.weights`: each row its own learning rate, decay and clipping.
+    def standing(self) -> tuple[list[Trial], list[Trial]]:
+        """Trials at a rung, and those that have diverged."""
+        diverged = [trial for trial in self.trials if trial.broken]
+        at_rung = [trial for trial in self.trials if trial.step == trial.ends[0][1]]
+        return [trial for trial in at_rung if trial not in diverged], diverged
 
-    Loshchilov & Hutter 2019 (arXiv 1711.05101). AdamW is elementwise, so K rows are K optimizers.
-    """
+    def focus(self, trials: Sequence[Trial]) -> None:
+        """Attach these alone, to be drawn."""
+        self._base.attached = Attached(self.slots, [self.slot(trial) for trial in trials])
 
-    def __init__(self, slots: Slots) -> None:
-        self._slots = slots
-        self._mean = torch.zeros_like(slots.weights)
-        self._square = torch.zeros_like(slots.weights)
+    def leave(self, indices: set[int], standing: Sequence[Trial]) -> None:
+        """Trials that end here give up their slots; the others go on to their next rung."""
+        self._base.attached = None
+        for trial in standing:
+            trial.ends.pop(0)
+        ended = [trial for trial in self.trials if trial.index in indices or not trial.ends]
+        self._places = [None if trial in ended else trial for trial in self._places]
 
-    def keep(self, kept: Sequence[int]) -> None:
-        self._mean, self._square = self._mean[list(kept)], self._square[list(kept)]
+    def take(self, trials: Sequence[Trial]) -> None:
+        """New trials go where there is room; slots that stay empty are given up where that pays."""
+        self.losses |= {trial.index: trial.losses for trial in trials}
+        free = [slot for slot, trial in enumerate(self._places) if not trial]
+        staying = [*self.trials, *trials]
+        if len(trials) > len(free) or not all(self.slots.fits(trial.config) for trial in trials):
+            self._attach_again(staying)
+            return
+        for trial, slot in zip(trials, free, strict=False):
+            self._places[slot] = trial
+            self.slots.put(slot, trial.config)
+            self._optimizer.forget(slot)
+        if staying and self._shrinks(len(free) - len(trials)):
+            self._attach_again(staying)
 
-    @torch.no_grad()
-    def update(self, gradient: torch.Tensor, step: int) -> None:
-        """One update from d loss / d weights (K, P); `step` counts from 0."""
-        configs = self._slots.configs
-        limit = self._column([config.max_grad_norm for config in configs])
-        rate = self._column([_learning_rate(config, step) for config in configs])
-        decay = self._column([config.weight_decay for config in configs])
-        gradient = gradient * (limit / (gradient.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
-        self._mean.lerp_(gradient, 1 - BETAS[0])
-        self._square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        denominator = (self._square / (1 - BETAS[1] ** (step + 1))).sqrt_().add_(EPSILON)
-        self._slots.weights.mul_(1 - rate * decay)
-        self._slots.weights.sub_(self._mean / denominator * (rate / (1 - BETAS[0] ** (step + 1))))
+    def _shrinks(self, num_empty: int) -> bool:
+        if self._base.device.type != "cuda":
+            return num_empty > 0
+        left = max(trial.ends[-1][1] - trial.step for trial in self.trials)
+        return 2 * num_empty >= len(self._places) and left >= MIN_SHRINK
 
-    def _column(self, values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, device=self._slots.weights.device).unsqueeze(1)
+    def _attach(self, trials: Sequence[Trial]) -> None:
+        self._places = list(trials)
+        configs = [trial.config for trial in trials]
+        self.slots = Slots(self._base.unet, configs, configs[0].batch_size)
+        self._optimizer = AdamW(self.slots.weights)
+        drawn = together([draw(self._data, config, 0) for config in configs])
+        self._drawn = Draw(*(tensor.to(self._base.device) for tensor in drawn.tensors))
+        self._graph = None
 
+    def _attach_again(self, trials: Sequence[Trial]) -> None:
+        """In slots of other shapes, where those that have begun go on."""
+        begun = {t.index: self._state(self.slot(t)) for t in trials if t in self._places}
+        self._graph = None
+        self.slots.__exit__()
+        self._attach(trials)
+        for slot, trial in enumerate(trials):
+            if trial.index in begun:
+                for rows, values in zip(self._rows(), begun[trial.index], strict=True):
+                    self.slots.write(rows, slot, values)
 
-def _learning_rate(config: TrialConfig, step: int) -> float:
-    return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps if config.warmup_steps else 1.0)
+    def _state(self, slot: int) -> list[Adapter]:
+        return [self.slots.read(rows, slot) for rows in self._rows()]
+
+    def _rows(self) -> tuple[torch.Tensor, ...]:
+        return self.slots.weights, self._optimizer.mean, self._optimizer.square

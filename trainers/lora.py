@@ -3,13 +3,14 @@
 Every target module keeps its frozen base and gains, for each of K slots, A and B of shape (rank, in)
 and (out, rank). A batch is ordered by slot: its first 1/K goes through slot 0, the next through slot 1,
 and so on, so that one forward of the base serves K trainings. Ranks differ between slots: A and B are
-padded with zeros, and stay zero there because each one's gradient is a product with the other. A slot
-that does not target a module has scale 0 in it.
+padded with zeros, and stay zero there because each one's gradient is a product with the other; so do both
+in a module that a slot does not target.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.base import target_names
+from bench.base import adaptable_names, target_names
 from bench.config import TrialConfig
 from bench.errors import UsageError
+from trainers.dropout import Mask, Masks
 
 PREFIX, METADATA = "unet.", "lora_adapter_metadata"
 """Of the keys, and of the description, in a file that diffusers writes and reads."""
@@ -28,123 +30,210 @@ Adapter = dict[str, torch.Tensor]
 
 
 class SlotModule(nn.Module):
-    """A frozen linear or convolution with K adapters; A (K, R, in), B (K, out, R), scale (K, 1, 1)."""
+    """A frozen linear or convolution, with its place in the group of modules that read the same input."""
 
-    def __init__(self, frozen: nn.Module) -> None:
+    def __init__(self, frozen: nn.Module, group: "Group", place: int) -> None:
         super().__init__()
         self.frozen = frozen
+        # Not a submodule of each of its modules: it would be found many times.
+        self.__dict__["group"], self.place = group, place
+
+    group: "Group"
+
+    def forward(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
+        if not self.group.enabled:
+            output: torch.Tensor = self.frozen(x, *args)
+            return output
+        return self.group.output(x, self.place)
+
+    def together(self, modules: Sequence[nn.Module], x: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
+        """What `modules` give for x in one product; None if they are not this group."""
+        if not self.group.enabled or list(modules) != self.group.modules:
+            return None
+        return self.group.outputs(x)
+
+
+class Group:
+    """Modules with one input and equal shapes, such as q, k and v; most modules are alone in theirs.
+
+    With G modules, rank R and K slots: A is (K, G · R, in), B is (K, G, out, R).
+    """
+
+    def __init__(self, number: int, names: Sequence[str], frozen: Sequence[nn.Module]) -> None:
+        self.number = number
+        self.order, self.names = tuple(names), frozenset(names)
+        self.modules = [SlotModule(module, self, place) for place, module in enumerate(frozen)]
+        weight, bias = frozen[0].weight, frozen[0].bias
+        assert isinstance(weight, torch.Tensor)
+        self.in_features, self.out_features = weight[0].numel(), len(weight)
+        self.weight = weight
+        self.bias = bias if isinstance(bias, torch.Tensor) else None
+        if len(frozen) > 1:
+            self._lay_together(frozen)
         self.A: torch.Tensor
         self.B: torch.Tensor
-        self.scale: torch.Tensor
         self.ranks: tuple[int, ...] = ()
-        """Rank of each slot here; 0 for a slot that does not target this module."""
-        self.dropout: tuple[float, ...] = ()
-        self.kept: torch.Tensor
-        """1 − dropout, shape (K, 1, 1)."""
-        self.generators: Sequence[torch.Generator] = ()
-        self.enabled = False
+        """Rank of each slot here; 0 for a slot that does not target these modules."""
+        self.mask: Mask | None = None
         self.merged: torch.Tensor | None = None
-        """Weights with each slot's update added, (K, out, in, …), while images are drawn on a CPU."""
+        """Weights with each slot's update added, (K, G · out, in, …), while images are drawn on a CPU."""
+
+    def _lay_together(self, frozen: Sequence[nn.Module]) -> None:
+        """One weight, of which the modules' own become views: no memory is taken twice."""
+        weights = [module.weight for module in frozen]
+        self.weight = torch.cat([weight for weight in weights if isinstance(weight, torch.Tensor)]).detach()
+        for module, part in zip(frozen, self.weight.chunk(len(frozen)), strict=True):
+            assert isinstance(module.weight, torch.Tensor)
+            module.weight.data = part
+
+    def __len__(self) -> int:
+        return len(self.modules)
 
     @property
-    def in_features(self) -> int:
-        weight = self.frozen.weight
-        assert isinstance(weight, torch.Tensor)
-        return weight[0].numel()
+    def enabled(self) -> bool:
+        return any(self.ranks)
 
     @property
-    def out_features(self) -> int:
-        weight = self.frozen.weight
-        assert isinstance(weight, torch.Tensor)
-        return len(weight)
+    def num_slots(self) -> int:
+        return len(self.ranks)
 
     @torch.no_grad()
     def merge(self) -> None:
         """Add the updates to copies of the frozen weights: one product a slot instead of three."""
-        weight = self.frozen.weight
-        assert isinstance(weight, torch.Tensor)
-        update = torch.bmm(self.B * self.scale, self.A)
-        self.merged = weight + update.view(len(update), *weight.shape)
+        slots, rank = self.num_slots, self.B.shape[-1]
+        update = self.B.flatten(0, 1) @ self.A.reshape(slots * len(self), rank, self.in_features)
+        self.merged = self.weight + update.view(slots, *self.weight.shape)
 
-    def forward(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
+    def output(self, x: torch.Tensor, place: int) -> torch.Tensor:
+        """Of one module alone."""
+        if isinstance(self.modules[0].frozen, nn.Conv2d):
+            return self._convolution(x)
+        return self.outputs(x)[place]
+
+    def outputs(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Of all modules, which are linear, each (samples, …, out)."""
         if self.merged is not None:
-            return self._merged_output(x, self.merged)
-        output: torch.Tensor = self.frozen(x, *args)
-        if not self.enabled:
-            return output
-        x = self._drop(x) if self.training else x
-        if isinstance(self.frozen, nn.Conv2d):
-            return self._convolution(x, output)
-        return output + self._linear(x).view(output.shape)
-
-    def _merged_output(self, x: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
-        frozen, parts = self.frozen, x.chunk(len(merged))
-        if isinstance(frozen, nn.Conv2d):
-            outputs = [
-                F.conv2d(part, weight, frozen.bias, frozen.stride, frozen.padding, frozen.dilation)
-                for part, weight in zip(parts, merged, strict=True)
-            ]
+            parts = zip(x.chunk(len(self.merged)), self.merged, strict=True)
+            y = torch.cat([F.linear(part, weight, self.bias) for part, weight in parts])
         else:
-            assert isinstance(frozen, nn.Linear)
-            outputs = [F.linear(p, weight, frozen.bias) for p, weight in zip(parts, merged, strict=True)]
-        return torch.cat(outputs)
+            slotted = x.reshape(self.num_slots, -1, x.shape[-1])
+            y = SlotProduct.apply(slotted, self.weight, self.bias, self.A, self.B, self.mask)
+            y = y.view(*x.shape[:-1], -1)
+        return torch.unflatten(y, -1, (len(self), -1)).unbind(-2) if len(self) > 1 else (y,)
 
-    def _linear(self, x: torch.Tensor) -> torch.Tensor:
-        slots = len(self.A)
-        A, B = self.A.to(x.dtype), self._B().to(x.dtype)
-        hidden = torch.bmm(x.reshape(slots, -1, x.shape[-1]), A.transpose(1, 2))
-        return torch.bmm(hidden, B.transpose(1, 2))
-
-    def _convolution(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """Slot by slot at its own rank: a convolution that few slots adapt costs only those."""
-        frozen = self.frozen
+    def _convolution(self, x: torch.Tensor) -> torch.Tensor:
+        frozen = self.modules[0].frozen
         assert isinstance(frozen, nn.Conv2d)
-        slots = len(self.A)
-        A, B = self.A.to(x.dtype), self._B().to(x.dtype)
-        outputs = list(output.chunk(slots))
-        for slot, part in enumerate(x.chunk(slots)):
-            if rank := self.ranks[slot]:
-                kernel = A[slot, :rank].view(rank, *frozen.weight.shape[1:])
-                hidden = F.conv2d(part, kernel, None, frozen.stride, frozen.padding, frozen.dilation)
-                outputs[slot] = outputs[slot] + F.conv2d(hidden, B[slot, :, :rank, None, None])
+        if self.merged is not None:
+            parts = zip(x.chunk(len(self.merged)), self.merged, strict=True)
+            return torch.cat([_convolve(frozen, part, weight, frozen.bias) for part, weight in parts])
+        outputs = list(frozen(x).chunk(self.num_slots))
+        if self.mask:
+            x = self.mask(torch.unflatten(x, 0, (self.num_slots, -1))).flatten(0, 1)
+        # Slot by slot: a convolution that few slots adapt costs only those.
+        inputs = zip(x.chunk(self.num_slots), self.A.unbind(), self.B.unbind(), self.ranks, strict=True)
+        for slot, (part, A, B, rank) in enumerate(inputs):
+            if rank:
+                hidden = _convolve(frozen, part, A[:rank].view(rank, *frozen.weight.shape[1:]), None)
+                outputs[slot] = outputs[slot] + F.conv2d(hidden, B[0, :, :rank, None, None])
         return torch.cat(outputs)
 
-    def _B(self) -> torch.Tensor:
-        """B with each slot's alpha / rank, and in training with what its dropout leaves out."""
-        return self.B * (self.scale / self.kept if self.training else self.scale)
 
-    def _drop(self, x: torch.Tensor) -> torch.Tensor:
-        """Dropout with each slot's own rate and random stream: neighbours never change a slot's masks."""
-        if not any(self.dropout):
-            return x
-        mask = torch.ones_like(x)
-        parts = mask.chunk(len(self.dropout))
-        for part, rate, generator in zip(parts, self.dropout, self.generators, strict=True):
-            if rate:
-                part.bernoulli_(1 - rate, generator=generator)
-        return x * mask
+class SlotProduct(torch.autograd.Function):
+    """x W + x A B of every slot, with as few passes over memory as there can be.
+
+    Shapes: x (K, n, in), weight (G · out, in), A (K, G · R, in), B (K, G, out, R) -> (K, n, G · out). The
+    weight and the bias are frozen.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        mask: Mask | None,
+    ) -> torch.Tensor:
+        y = F.linear(x, weight, bias)
+        hidden = torch.bmm(mask(x) if mask else x, A.transpose(1, 2))
+        _add_products(y, hidden, B)
+        ctx.save_for_backward(x, weight, A, B, hidden)
+        ctx.mask = mask
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, A, B, hidden = ctx.saved_tensors
+        slots, modules, _, rank = B.shape
+        gradient = gradient.contiguous()
+        of_hidden, of_B = torch.empty_like(hidden), torch.empty_like(B, memory_format=torch.contiguous_format)
+        for module, part in enumerate(gradient.chunk(modules, dim=-1)):
+            columns = slice(module * rank, (module + 1) * rank)
+            of_hidden[:, :, columns] = torch.bmm(part, B[:, module])
+            of_B[:, module] = torch.bmm(part.transpose(1, 2), hidden[:, :, columns])
+        of_A = torch.bmm(of_hidden.transpose(1, 2), ctx.mask(x) if ctx.mask else x)
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = gradient @ weight
+            if ctx.mask:
+                of_x += ctx.mask(torch.bmm(of_hidden, A))
+            else:
+                of_x.baddbmm_(of_hidden, A)
+        return of_x, None, None, of_A, of_B, None
+
+
+def _add_products(y: torch.Tensor, hidden: torch.Tensor, B: torch.Tensor) -> None:
+    """y (K, n, G · out) += hidden (K, n, G · R) times B (K, G, out, R), module by module."""
+    slots, modules, _, _ = B.shape
+    if slots == 1:
+        stacked = torch.unflatten(y[0], -1, (modules, -1)).transpose(0, 1)
+        stacked.baddbmm_(torch.unflatten(hidden[0], -1, (modules, -1)).transpose(0, 1), B[0].transpose(1, 2))
+        return
+    parts = zip(y.chunk(modules, dim=-1), hidden.chunk(modules, dim=-1), B.unbind(1), strict=True)
+    for part, of_hidden, of_B in parts:
+        part.baddbmm_(of_hidden, of_B.transpose(1, 2))
+
+
+def _convolve(
+    frozen: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    return F.conv2d(x, weight, bias, frozen.stride, frozen.padding, frozen.dilation)
 
 
 class Slots:
     """K adapters attached to a UNet, one for each config; use as a context manager, which detaches them.
 
-    `weights` is (K, P): row k holds all A and B of slot k, so that clipping, a learning rate per slot
-    and AdamW are a few operations on rows. `parameters` are the views of it that autograd sees.
+    `weights` is (K, P), float32: row k holds all A, then all B, of slot k, so that clipping, a learning rate
+    per slot and AdamW are a few operations on rows. The modules see copies in the UNet's dtype, in which B
+    carries alpha / rank: one copy to train with, others to draw a few slots' images.
     """
 
-    def __init__(self, unet: nn.Module, configs: Sequence[TrialConfig]) -> None:
+    def __init__(self, unet: nn.Module, configs: Sequence[TrialConfig], num_samples: int = 1) -> None:
         self.configs = list(configs)
         self.unet = unet
-        self._targets = [frozenset(target_names(unet, config)) for config in configs]
+        parameter = next(unet.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self._names = adaptable_names(unet)
+        self._targets = [self._targeted(config) for config in configs]
         wanted = frozenset().union(*self._targets)
-        names = [name for name, _ in unet.named_modules() if name in wanted]
-        device = next(unet.parameters()).device
-        self.modules = {name: SlotModule(unet.get_submodule(name)) for name in names}
+        self.groups, self.modules = _grouped(unet, [name for name in self._names if name in wanted])
         for name, module in self.modules.items():
             _replace(unet, name, module)
-        self._bind(self._empty(len(configs), device))
+        self.rank = _padded_rank(max(config.rank for config in configs), self.device)
+        self._num_A = self.rank * sum(len(group) * group.in_features for group in self.groups)
+        num_B = self.rank * sum(len(group) * group.out_features for group in self.groups)
+        self.weights = torch.zeros(len(configs), self._num_A + num_B, device=self.device)
+        self.masks = Masks(len(self), num_samples, len(self._names), self.device)
+        self._factor = torch.empty(len(self), 1, device=self.device)
+        self._training = self._copy(len(self))
+        self._drawing: dict[int, Copy] = {}
+        self.graphs: dict[Hashable, Any] = {}
+        """What was captured over these modules by those who draw."""
+        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
         for slot, config in enumerate(configs):
-            self.load(slot, initial_adapter(self._shapes(slot), config))
+            self.put(slot, config)
 
     def __enter__(self) -> "Slots":
         return self
@@ -156,96 +245,139 @@ class Slots:
     def __len__(self) -> int:
         return len(self.configs)
 
-    @property
-    def rank(self) -> int:
-        return max(config.rank for config in self.configs)
+    # What the slots hold
+
+    def fits(self, config: TrialConfig) -> bool:
+        """Can a slot take this config without another shape of anything?"""
+        return config.rank <= self.rank and self.modules.keys() >= self._targeted(config)
+
+    def _targeted(self, config: TrialConfig) -> frozenset[str]:
+        return frozenset(target_names(self._names, config))
+
+    def put(self, slot: int, config: TrialConfig) -> None:
+        """A new adapter for a config that fits, as PEFT would begin it."""
+        self.configs[slot] = config
+        self._targets[slot] = self._targeted(config)
+        self._settle()
+        self.load(slot, initial_adapter(self._shapes(slot), config))
 
     def load(self, slot: int, adapter: Mapping[str, torch.Tensor]) -> None:
         """Put an adapter into a slot; raises UsageError if its modules or shapes are not the slot's."""
-        rank = self.configs[slot].rank
         expected = {key for name in self._targets[slot] for key in _keys(name)}
         if set(adapter) != expected:
             wrong = sorted(set(adapter) ^ expected)
             raise UsageError(
                 f"adapter does not fit the base: {len(wrong)} modules differ, such as {wrong[0]}"
             )
-        with torch.no_grad():
-            self.weights[slot].zero_()
-            for name in self._targets[slot]:
-                module, (key_a, key_b) = self.modules[name], _keys(name)
-                module.A[slot, :rank] = adapter[key_a].reshape(rank, -1)
-                module.B[slot, :, :rank] = adapter[key_b].reshape(-1, rank)
+        self.write(self.weights, slot, adapter)
 
     def adapter(self, slot: int) -> Adapter:
         """A copy of a slot's weights on the CPU, without padding."""
-        shapes, rank = self._shapes(slot), self.configs[slot].rank
-        result = {}
-        for name in shapes:
-            module, (key_a, key_b) = self.modules[name], _keys(name)
-            shape_a, shape_b = shapes[name]
-            result[key_a] = module.A[slot, :rank].detach().cpu().clone().reshape(shape_a)
-            result[key_b] = module.B[slot, :, :rank].detach().cpu().clone().reshape(shape_b)
+        return self.read(self.weights, slot)
+
+    @torch.no_grad()
+    def write(self, rows: torch.Tensor, slot: int, adapter: Mapping[str, torch.Tensor]) -> None:
+        """Lay an adapter, or anything of its shape, out in a row of `rows` (K, P)."""
+        rank = self.configs[slot].rank
+        row = torch.zeros(rows.shape[1])
+        for name, (A, B) in self._views(row).items():
+            if name in self._targets[slot]:
+                key_a, key_b = _keys(name)
+                A[:rank] = adapter[key_a].reshape(rank, -1)
+                B[:, :rank] = adapter[key_b].reshape(-1, rank)
+        rows[slot] = row.to(rows.device)
+
+    def read(self, rows: torch.Tensor, slot: int) -> Adapter:
+        """Inverse of `write`, on the CPU."""
+        shapes, rank, result = self._shapes(slot), self.configs[slot].rank, {}
+        views = self._views(rows[slot].detach().cpu())
+        for name, (shape_a, shape_b) in shapes.items():
+            (A, B), (key_a, key_b) = views[name], _keys(name)
+            result[key_a] = A[:rank].clone().reshape(shape_a)
+            result[key_b] = B[:, :rank].clone().reshape(shape_b)
         return result
 
-    def keep(self, slots: Sequence[int]) -> None:
-        """Only these slots go on; the others' places are given up."""
-        self.configs = [self.configs[slot] for slot in slots]
-        self._targets = [self._targets[slot] for slot in slots]
-        self._bind(self.weights[list(slots)].clone())
+    # What the modules see
 
-    def train(self, generators: Sequence[torch.Generator]) -> None:
-        """Dropout on, drawn from one generator a slot."""
-        for module in self.modules.values():
-            module.train()
-            module.generators = generators
-            module.merged = None
+    def train(self, keys: torch.Tensor) -> None:
+        """All slots, with dropout; `keys` (K, samples), int32: a number of each sample's trial and step."""
+        self.masks.set_keys(keys)
+        self._fill(self._training, self.weights, self._factor)
+        self._show(self._training, range(len(self)), training=True)
 
-    def eval(self) -> None:
-        """Dropout off; on a CPU in float32 the adapters are merged, which is faster and as exact."""
-        parameter = next(self.unet.parameters())
-        exact = parameter.device.type == "cpu" and parameter.dtype == torch.float32
-        for module in self.modules.values():
-            module.eval()
-            if exact and module.enabled:
-                module.merge()
+    def focus(self, slots: Sequence[int]) -> None:
+        """Draw through these slots, in this order, without dropout.
 
-    def _empty(self, num_slots: int, device: torch.device) -> torch.Tensor:
-        sizes = (self.rank * (module.in_features + module.out_features) for module in self.modules.values())
-        return torch.zeros(num_slots, sum(sizes), device=device)
+        On a CPU in float32 the adapters are merged, which is faster and as exact.
+        """
+        if len(slots) not in self._drawing:
+            self._drawing[len(slots)] = self._copy(len(slots))
+        copy = self._drawing[len(slots)]
+        scales = _column([self.configs[slot].scale for slot in slots])
+        self._fill(copy, self.weights[list(slots)], scales.to(self.device))
+        self._show(copy, slots, training=False)
+        if self.device.type == "cpu" and self.dtype == torch.float32:
+            for group in self.groups:
+                if group.enabled:
+                    group.merge()
 
-    def _bind(self, weights: torch.Tensor) -> None:
-        """Make every module's A and B views of `weights`."""
-        self.weights = weights
-        self.parameters: list[torch.Tensor] = []
-        # Fixed by the first configs: a pack that shrinks keeps its padding.
-        rank = len(weights[0]) // sum(m.in_features + m.out_features for m in self.modules.values())
-        start = 0
-        for name, module in self.modules.items():
-            middle = start + rank * module.in_features
-            end = middle + rank * module.out_features
-            module.A = self._view(start, middle, (rank, module.in_features))
-            module.B = self._view(middle, end, (module.out_features, rank))
-            # A slot draws from its stream in its own modules only: alone, it would meet no others.
-            here = [(c, name in targets) for c, targets in zip(self.configs, self._targets, strict=True)]
-            module.ranks = tuple(c.rank * targeted for c, targeted in here)
-            module.dropout = tuple(c.dropout * targeted for c, targeted in here)
-            module.scale = self._column([c.scale * targeted for c, targeted in here])
-            module.kept = self._column([1 - rate for rate in module.dropout])
-            module.enabled = any(module.ranks)
-            module.merged = None
-            self.parameters += [module.A, module.B]
-            start = end
+    @property
+    def shape(self) -> Hashable:
+        """What a graph that was captured over the modules depends on."""
+        return (*(group.ranks for group in self.groups), self.groups[0].A.data_ptr())
 
     def gradient(self, loss: torch.Tensor) -> torch.Tensor:
         """d loss / d weights, (K, P)."""
-        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
-        return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+        parameters = [*self._training.A, *self._training.B]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        rows = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1).float()
+        rows[:, self._num_A :] *= self._factor
+        return rows
 
-    def _column(self, values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, device=self.weights.device).view(-1, 1, 1)
+    def _settle(self) -> None:
+        """What depends on the configs alone; in place, since graphs hold it."""
+        self.masks.set_rates([config.dropout for config in self.configs])
+        self._factor.copy_(_column([config.scale / (1 - config.dropout) for config in self.configs]))
 
-    def _view(self, start: int, end: int, shape: tuple[int, int]) -> torch.Tensor:
-        return self.weights[:, start:end].view(len(self.weights), *shape).requires_grad_()
+    def _copy(self, num_slots: int) -> "Copy":
+        rows = torch.zeros(num_slots, self.weights.shape[1], dtype=self.dtype, device=self.device)
+        A, B, begin_A, begin_B = [], [], 0, self._num_A
+        for group in self.groups:
+            end_A = begin_A + self.rank * len(group) * group.in_features
+            end_B = begin_B + self.rank * len(group) * group.out_features
+            A.append(torch.unflatten(rows[:, begin_A:end_A], 1, (-1, group.in_features)).requires_grad_())
+            shape = (len(group), group.out_features, self.rank)
+            B.append(torch.unflatten(rows[:, begin_B:end_B], 1, shape).requires_grad_())
+            begin_A, begin_B = end_A, end_B
+        return Copy(rows, A, B)
+
+    @torch.no_grad()
+    def _fill(self, copy: "Copy", weights: torch.Tensor, factor: torch.Tensor) -> None:
+        copy.rows[:, : self._num_A] = weights[:, : self._num_A]
+        torch.mul(weights[:, self._num_A :], factor, out=copy.rows[:, self._num_A :])
+
+    def _show(self, copy: "Copy", slots: Sequence[int], *, training: bool) -> None:
+        # A graph is captured for all ranks and targets: those that a slot lacks are zeros in it.
+        fixed = self.device.type == "cuda"
+        for group, A, B in zip(self.groups, copy.A, copy.B, strict=True):
+            ranks = [self.configs[slot].rank * bool(group.names & self._targets[slot]) for slot in slots]
+            if fixed and (training or any(ranks)):
+                ranks = [self.rank] * len(slots)
+            group.A, group.B, group.ranks, group.merged = A, B, tuple(ranks), None
+            group.mask = self.masks.mask(group.number) if training else None
+
+    # Layout
+
+    def _views(self, row: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """A (R, in) and B (out, R) of every module in a row (P)."""
+        views, begin_A, begin_B = {}, 0, self._num_A
+        for name, module in self.modules.items():
+            group = module.group
+            end_A = begin_A + self.rank * group.in_features
+            end_B = begin_B + self.rank * group.out_features
+            views[name] = row[begin_A:end_A].view(self.rank, -1), row[begin_B:end_B].view(-1, self.rank)
+            begin_A, begin_B = end_A, end_B
+        return views
 
     def _shapes(self, slot: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         """Module name -> shapes of A and B in PEFT's layout."""
@@ -257,6 +389,73 @@ class Slots:
                 ones = (1,) * (weight.ndim - 2)
                 shapes[name] = ((rank, *weight.shape[1:]), (len(weight), rank, *ones))
         return shapes
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Attached:
+    """Some of the slots, in an order, as those who draw through them see them; see `BaseModel.attached`."""
+
+    slots: Slots
+    places: list[int]
+
+    def focus(self, numbers: Sequence[int]) -> None:
+        self.slots.focus([self.places[number] for number in numbers])
+
+    @property
+    def shape(self) -> Hashable:
+        return self.slots.shape
+
+    @property
+    def graphs(self) -> dict[Hashable, Any]:
+        return self.slots.graphs
+
+    @property
+    def pool(self) -> object:
+        return self.slots.pool
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Copy:
+    """Rows in the UNet's dtype, and the views of them, by group, that its modules use."""
+
+    rows: torch.Tensor
+    A: list[torch.Tensor]
+    B: list[torch.Tensor]
+
+
+def _grouped(unet: nn.Module, names: Sequence[str]) -> tuple[list[Group], dict[str, SlotModule]]:
+    """Neighbours that read the same input lie together, if all of them are among `names`.
+
+    A group's number is its place among all modules: so a trial's masks do not depend on its neighbours.
+    """
+    places = {name: place for place, name in enumerate(adaptable_names(unet))}
+    groups: list[Group] = []
+    modules: dict[str, SlotModule] = {}
+    for name in names:
+        if name not in modules:
+            family = _family(unet, name)
+            members = family if set(family) <= set(names) else [name]
+            frozen = [unet.get_submodule(member) for member in members]
+            groups.append(Group(places[family[0]], members, frozen))
+            modules |= dict(zip(members, groups[-1].modules, strict=True))
+    return groups, modules
+
+
+def _family(unet: nn.Module, name: str) -> list[str]:
+    """q, k and v of an attention of the image to itself; k and v of one to the text."""
+    parent, _, last = name.rpartition(".")
+    across = getattr(unet.get_submodule(parent), "is_cross_attention", None)
+    family = {None: (last,), False: ("to_q", "to_k", "to_v"), True: ("to_k", "to_v")}[across]
+    return [f"{parent}.{member}" for member in family] if last in family else [name]
+
+
+def _padded_rank(rank: int, device: torch.device) -> int:
+    """On a GPU a power of two from 8: products of such shapes are fast, and few shapes need few graphs."""
+    return rank if device.type == "cpu" else max(8, 1 << (rank - 1).bit_length())
+
+
+def _column(values: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(values).unsqueeze(1)
 
 
 def initial_adapter(

@@ -1,6 +1,6 @@
 """Images for scoring: the same prompts, seeds and sampler for the base and for every adapter."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import torch
@@ -8,6 +8,8 @@ from diffusers import DPMSolverMultistepScheduler
 from numpy.typing import NDArray
 
 from bench.base import BaseModel, TextEmbedding, concatenate
+from bench.blocks import TextProjections, keep_text, project_text
+from bench.graphs import Compute, captured
 from bench.space import Sampler
 
 MAX_BATCH = {"cpu": 128, "mps": 128, "cuda": 512}
@@ -26,7 +28,7 @@ def generate(
     num_slots: int = 1,
     on_progress: Callable[[float], None] = lambda fraction: None,
 ) -> NDArray[np.uint8]:
-    """Draw n images through each of `num_slots` adapters attached to the base (or the bare base: 1).
+    """Draw n images through each of the `num_slots` adapters attached to the base (or the bare base: 1).
 
     `text` holds n prompts and `seeds` their n seeds. Initial noise is drawn on the CPU, so that a seed
     means the same noise on every machine. Sampler: DPM-Solver++ (2M), Lu et al. 2022 (arXiv 2211.01095),
@@ -34,43 +36,89 @@ def generate(
     """
     noise = torch.stack([_noise(base, seed) for seed in seeds])
     samples = min(MAX_BATCH[base.device.type], MAX_PIXELS // base.resolution**2)
-    size = max(1, samples // (2 * num_slots))
-    starts = range(0, len(seeds), size)
-    parts = []
-    for number, start in enumerate(starts):
-        chunk = slice(start, start + size)
-        latents = _denoise(base, text[chunk], empty, noise[chunk], sampler, num_slots)
-        images = base.decode(latents)
-        parts.append(images.reshape(num_slots, -1, *images.shape[1:]))
-        on_progress((number + 1) / len(starts))
-    return np.concatenate(parts, axis=1)
+    size = min(len(seeds), max(1, samples // 2))
+    together = min(num_slots, max(1, samples // (2 * size)))
+    artists: dict[Hashable, _Artist] = base.attached.graphs if base.attached else {}
+    images: list[list[NDArray[np.uint8]]] = [[] for _ in range(num_slots)]
+    parts = [
+        (slots, slice(start, start + size))
+        for slots in _parts(num_slots, together)
+        for start in range(0, len(seeds), size)
+    ]
+    for number, (slots, rows) in enumerate(parts):
+        if base.attached:
+            base.attached.focus(slots)
+        key = (len(slots), len(noise[rows]), base.attached.shape if base.attached else None)
+        if key not in artists:
+            artists[key] = _Artist(base, text[rows], len(slots))
+        latents = artists[key].draw(text[rows], empty, noise[rows], sampler)
+        for slot, drawn in zip(slots, np.split(base.decode(latents), len(slots)), strict=True):
+            images[slot].append(drawn)
+        on_progress((number + 1) / len(parts))
+    return np.stack([np.concatenate(chunks) for chunks in images])
+
+
+def _parts(number: int, size: int) -> list[range]:
+    return [range(start, min(start + size, number)) for start in range(0, number, size)]
 
 
 def _noise(base: BaseModel, seed: int) -> torch.Tensor:
     return torch.randn(base.latent_shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _denoise(
-    base: BaseModel,
-    text: TextEmbedding,
-    empty: TextEmbedding,
-    noise: torch.Tensor,
-    sampler: Sampler,
-    num_slots: int,
-) -> torch.Tensor:
-    """Latents (num_slots · n, …) of n prompts, ordered by slot."""
-    n = len(noise)
-    scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler_config)
-    scheduler.set_timesteps(sampler.steps, device=base.device)
-    # In each slot first the n empty prompts, then the n prompts.
-    unguided = TextEmbedding(empty.hidden.expand_as(text.hidden), empty.pooled.expand_as(text.pooled))
-    both = concatenate([unguided, text] * num_slots)
-    latents: torch.Tensor = (noise.to(base.device) * scheduler.init_noise_sigma).repeat(num_slots, 1, 1, 1)
-    for timestep in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(latents, timestep)
-        pairs = scaled.view(num_slots, 1, n, *base.latent_shape).expand(-1, 2, -1, -1, -1, -1)
-        output = base.predict(pairs.flatten(0, 2), timestep.expand(len(both)), both)
-        without, guided = output.view(num_slots, 2, n, *base.latent_shape).unbind(1)
-        prediction = without + sampler.guidance * (guided - without)
-        latents = scheduler.step(prediction.flatten(0, 1), timestep, latents).prev_sample
-    return latents
+class _Artist:
+    """Draws n prompts through each of K adapters in focus; on a GPU as a graph, captured at the first."""
+
+    def __init__(self, base: BaseModel, text: TextEmbedding, num_slots: int) -> None:
+        self._base, self._num_slots = base, num_slots
+        size = 2 * len(text) * num_slots
+        self._latents = torch.zeros(size, *base.latent_shape, device=base.device)
+        self._timesteps = torch.zeros(size, dtype=torch.long, device=base.device)
+        self._text = concatenate([text] * (2 * num_slots))
+        self._projections: TextProjections = {}
+        self._predict: Compute | None = None
+
+    def draw(
+        self, text: TextEmbedding, empty: TextEmbedding, noise: torch.Tensor, sampler: Sampler
+    ) -> torch.Tensor:
+        """Latents (K · n, …), ordered by slot, from noise (n, …)."""
+        self._read(text, empty)
+        scheduler = DPMSolverMultistepScheduler.from_config(self._base.scheduler_config)
+        scheduler.set_timesteps(sampler.steps, device=self._base.device)
+        scheduler.set_begin_index(0)  # else it searches, and waits for the device
+        start = noise.to(self._base.device) * scheduler.init_noise_sigma
+        latents: torch.Tensor = start.repeat(self._num_slots, 1, 1, 1)
+        for timestep in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(latents, timestep)
+            prediction = self._guided(scaled, timestep, sampler.guidance)
+            latents = scheduler.step(prediction, timestep, latents).prev_sample
+        return latents
+
+    def _read(self, text: TextEmbedding, empty: TextEmbedding) -> None:
+        """In each slot first the n empty prompts, then the n prompts."""
+        unguided = TextEmbedding(empty.hidden.expand_as(text.hidden), empty.pooled.expand_as(text.pooled))
+        both = concatenate([unguided, text] * self._num_slots)
+        self._text.hidden.copy_(both.hidden)
+        self._text.pooled.copy_(both.pooled)
+        found = project_text(self._base.unet, self._text.hidden)
+        if not self._projections:
+            self._projections = found
+        for module, projections in self._projections.items():
+            for here, there in zip(projections, found[module], strict=True):
+                here.copy_(there)
+
+    def _guided(self, latents: torch.Tensor, timestep: torch.Tensor, guidance: float) -> torch.Tensor:
+        """Classifier-free guidance: Ho & Salimans 2022 (arXiv 2207.12598)."""
+        pairs = torch.unflatten(latents, 0, (self._num_slots, 1, -1)).expand(-1, 2, *[-1] * latents.ndim)
+        self._latents.copy_(pairs.flatten(0, 2))
+        self._timesteps.copy_(timestep)
+        if self._predict is None:
+            pool = self._base.attached.pool if self._base.attached else None
+            self._predict = captured(self._compute, pool)
+        output = self._predict()[0]
+        without, guided = torch.unflatten(output, 0, (self._num_slots, 2, -1)).unbind(1)
+        return (without + guidance * (guided - without)).flatten(0, 1)
+
+    def _compute(self) -> tuple[torch.Tensor, ...]:
+        with keep_text(self._projections):
+            return (self._base.predict(self._latents, self._timesteps, self._text),)

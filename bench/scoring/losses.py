@@ -38,6 +38,8 @@ class LossGap:
 
         Shape (num_slots, train + held-out pictures).
         """
+        if self._base.attached:
+            self._base.attached.focus(range(num_slots))
         samples = min(MAX_BATCH[self._base.device.type], MAX_PIXELS // self._base.resolution**2)
         size = max(1, samples // num_slots)
         of_timestep = []

@@ -62,7 +62,7 @@ def test_a_saved_adapter_draws_the_same_in_diffusers(
         TrialConfig(rank=4, alpha=16, learning_rate=2e-2, epochs=2, target_modules="all"),
         TrialConfig(rank=2, alpha=1, learning_rate=2e-2, epochs=2, target_modules="attention"),
     ]
-    for rung in train(base, data, configs, [2]):
+    for rung in train(base, data, iter(configs), [2], len(configs)):
         images = drawn(base, num_slots=2)
         for index, config in enumerate(configs):
             save_adapter(tmp_path / f"{index}.safetensors", rung.adapter(index), config)

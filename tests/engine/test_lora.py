@@ -1,6 +1,7 @@
 """Stacked adapters: many trainings in one forward must be the trainings one would have run alone."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from bench.base import BaseModel, TrainingData
 from bench.config import TrialConfig
 from bench.denoising import DenoisingLoss
 from bench.errors import UsageError
-from trainers.loop import _batch, train
+from trainers.loop import train
 from trainers.lora import Adapter, SlotModule, Slots, initial_adapter, load_adapter, save_adapter
+from trainers.samples import batch, draw
 
 CONFIGS = [
     TrialConfig(rank=4, alpha=8, learning_rate=1e-3, epochs=4, target_modules="attention", seed=1),
@@ -25,9 +27,9 @@ CONFIGS = [
 def trained(base: BaseModel, data: TrainingData, configs: list[TrialConfig]) -> dict[int, Adapter]:
     """Every config's adapter at its last epoch."""
     adapters = {}
-    for rung in train(base, data, configs, [2, 4]):
+    for rung in train(base, data, iter(configs), [2, 4], len(configs)):
         for index in rung.alive:
-            if configs[index].epochs == rung.epoch:
+            if configs[index].epochs == rung.epoch(index):
                 adapters[index] = rung.adapter(index)
     return adapters
 
@@ -71,7 +73,7 @@ def test_training_equals_plain_peft_with_torch_adamw(
     objective = DenoisingLoss(plain)
     for step in range(4 * 10 // config.batch_size):
         optimizer.zero_grad()
-        objective(_batch(data, config, step)).mean().backward()
+        objective(batch(data, draw(data, config, step))).mean().backward()
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), config.max_grad_norm)
         optimizer.step()
     assert_close(ours, {name: parameter.detach() for name, parameter in parameters.items()})
@@ -79,23 +81,23 @@ def test_training_equals_plain_peft_with_torch_adamw(
 
 def test_training_changes_the_adapter_and_lowers_the_loss(base: BaseModel, data: TrainingData) -> None:
     config = CONFIGS[1].model_copy(update={"epochs": 40})
-    rung = next(train(base, data, [config], [40]))
+    rung = next(train(base, data, iter([config]), [40], 1))
     losses = rung.losses[0]
     assert len(losses) == 100
     assert sum(losses[-20:]) < sum(losses[:20])
 
 
 def test_padding_stays_exactly_zero(base: BaseModel, data: TrainingData) -> None:
-    for rung in train(base, data, CONFIGS, [2]):
-        slots = rung._slots
-        for module in slots.modules.values():
-            for slot, config in enumerate(slots.configs):
-                assert not module.A[slot, config.rank :].any()
-                assert not module.B[slot, :, config.rank :].any()
+    for rung in train(base, data, iter(CONFIGS), [2], len(CONFIGS)):
+        slots = rung._pack.slots
+        for slot, config in enumerate(slots.configs):
+            for A, B in slots._views(slots.weights[slot]).values():
+                assert not A[config.rank :].any()
+                assert not B[:, config.rank :].any()
 
 
 def test_a_module_that_a_slot_does_not_target_stays_untouched(base: BaseModel, data: TrainingData) -> None:
-    for rung in train(base, data, CONFIGS[:2], [4]):
+    for rung in train(base, data, iter(CONFIGS[:2]), [4], len(CONFIGS[:2])):
         assert all(not key.startswith("down_blocks.0.resnets") for key in rung.adapter(0))
         assert any(key.startswith("down_blocks.0.resnets") for key in rung.adapter(1))
 
@@ -104,15 +106,43 @@ def test_a_trial_that_diverges_leaves_the_pack_and_its_neighbours_alone(
     base: BaseModel, data: TrainingData
 ) -> None:
     broken = CONFIGS[0].model_copy(update={"learning_rate": 1.0, "weight_decay": 1e30})
-    rungs = list(train(base, data, [broken, CONFIGS[1]], [4]))
+    rungs = list(train(base, data, iter([broken, CONFIGS[1]]), [4], 2))
     assert rungs[0].alive == [1]
     assert rungs[0].losses[0][-1] != rungs[0].losses[0][-1]  # NaN
     assert_close(trained(base, data, [broken, CONFIGS[1]])[1], trained(base, data, [CONFIGS[1]])[0])
 
 
+def test_a_free_slot_takes_the_next_trial(base: BaseModel, data: TrainingData) -> None:
+    configs = [*CONFIGS, CONFIGS[0].model_copy(update={"seed": 9, "epochs": 2})]
+    standing, adapters = [], {}
+    for rung in train(base, data, iter(configs), [2, 4], 2):
+        standing.append([(index, rung.epoch(index)) for index in rung.alive])
+        adapters |= {index: rung.adapter(index) for index in rung.alive}
+    assert standing == [
+        [(0, 2), (1, 2)],
+        [(0, 4), (1, 4)],
+        [(2, 2), (3, 2)],
+        [(4, 2), (3, 4)],
+    ]
+    for index, config in enumerate(configs):
+        assert_close(adapters[index], trained(base, data, [config])[0])
+
+
+def test_configs_are_taken_when_a_slot_is_free(base: BaseModel, data: TrainingData) -> None:
+    taken = []
+
+    def configs() -> Iterator[TrialConfig]:
+        for number in range(3):
+            taken.append(number)
+            yield CONFIGS[0].model_copy(update={"seed": number})
+
+    seen = [list(taken) for _ in train(base, data, configs(), [4], 1)]
+    assert seen == [[0], [0, 1], [0, 1, 2]]
+
+
 def test_a_stopped_trial_does_not_go_on(base: BaseModel, data: TrainingData) -> None:
     alive = []
-    for rung in train(base, data, CONFIGS, [2, 4]):
+    for rung in train(base, data, iter(CONFIGS), [2, 4], len(CONFIGS)):
         alive.append(list(rung.alive))
         rung.stop(0)
     assert alive == [[0, 1, 2, 3], [1, 3]]
@@ -120,20 +150,22 @@ def test_a_stopped_trial_does_not_go_on(base: BaseModel, data: TrainingData) -> 
 
 def test_the_base_is_left_as_it_was(base: BaseModel, data: TrainingData) -> None:
     before = {name: type(module) for name, module in base.unet.named_modules()}
-    list(train(base, data, CONFIGS[:1], [4]))
+    list(train(base, data, iter(CONFIGS[:1]), [4], len(CONFIGS[:1])))
     assert {name: type(module) for name, module in base.unet.named_modules()} == before
 
 
 def test_merging_for_drawing_changes_no_output(base: BaseModel, data: TrainingData) -> None:
-    for _ in train(base, data, CONFIGS[:2], [4]):
+    for _ in train(base, data, iter(CONFIGS[:2]), [4], len(CONFIGS[:2])):
         latents = data.mean[:2].repeat(2, 1, 1, 1)
         arguments = (latents, torch.full((4,), 500), data.text[[0, 1, 0, 1]])
         with torch.no_grad():
+            assert base.attached
+            base.attached.focus([0, 1])
             merged = base.predict(*arguments)
-            modules = [m for m in base.unet.modules() if isinstance(m, SlotModule)]
-            assert any(module.merged is not None for module in modules)
-            for module in modules:
-                module.merged = None
+            groups = [m.group for m in base.unet.modules() if isinstance(m, SlotModule)]
+            assert any(group.merged is not None for group in groups)
+            for group in groups:
+                group.merged = None
             assert torch.allclose(base.predict(*arguments), merged, atol=1e-5)
 
 
@@ -167,12 +199,15 @@ def test_a_listed_module_that_the_base_lacks_is_refused(base: BaseModel) -> None
 
 def test_two_epochs_of_few_images_may_end_at_the_same_step(base: BaseModel, data: TrainingData) -> None:
     few = TrainingData(mean=data.mean[:2], std=data.std[:2], text=data.text[:2], empty=data.empty)
-    rungs = [(rung.epoch, len(rung.losses[0])) for rung in train(base, few, CONFIGS[:1], [1, 2, 4])]
+    rungs = [
+        (rung.epoch(0), len(rung.losses[0]))
+        for rung in train(base, few, iter(CONFIGS[:1]), [1, 2, 4], len(CONFIGS[:1]))
+    ]
     assert rungs == [(1, 1), (2, 1), (4, 2)]
 
 
 def test_warm_up_then_a_constant_rate_keeps_epochs_nested(base: BaseModel, data: TrainingData) -> None:
     config = CONFIGS[0].model_copy(update={"warmup_steps": 6})
-    long = {rung.epoch: rung.adapter(0) for rung in train(base, data, [config], [2, 4])}
+    long = {rung.epoch(0): rung.adapter(0) for rung in train(base, data, iter([config]), [2, 4], 1)}
     short = config.model_copy(update={"epochs": 2})
-    assert_close(long[2], next(train(base, data, [short], [2])).adapter(0), tolerance=0)
+    assert_close(long[2], next(train(base, data, iter([short]), [2], 1)).adapter(0), tolerance=0)

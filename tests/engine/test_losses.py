@@ -50,5 +50,5 @@ def trained_losses(
     gap: LossGap, base: BaseModel, data: TrainingData, configs: list[TrialConfig]
 ) -> NDArray[np.float64]:
     """Of the adapters after their last epoch, one row a config."""
-    rungs = train(base, data, configs, [configs[0].epochs])
+    rungs = train(base, data, iter(configs), [configs[0].epochs], len(configs))
     return [gap.losses(len(rung.alive)) for rung in rungs][0]

@@ -107,13 +107,14 @@ def breaking(when: Callable[[int], bool], error: BaseException) -> Trainer:
     def trainer(
         base: BaseModel,
         data: TrainingData,
-        configs: Sequence[TrialConfig],
+        configs: Iterator[TrialConfig],
         rungs: Sequence[int],
-        on_step: Callable[[int, int], None],
+        num_slots: int,
+        on_step: Callable[[int], None],
     ) -> Iterator[Rung]:
         if when(next(packs)):
             raise error
-        yield from train(base, data, configs, rungs, on_step)
+        yield from train(base, data, configs, rungs, num_slots, on_step)
 
     return trainer
 

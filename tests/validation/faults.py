@@ -72,7 +72,7 @@ def make_adapters(base: BaseModel, data: TrainingData, folder: Path) -> None:
     for name, (pictures, config) in trained.items():
         file = folder / f"{name}.safetensors"
         if not file.exists():
-            for rung in train(base, pictures, [config], [config.epochs]):
+            for rung in train(base, pictures, iter([config]), [config.epochs], 1):
                 rung.save_adapter(0, file)
     sound = folder / "1-sound.safetensors"
     generator = torch.Generator().manual_seed(0)

@@ -1,0 +1,82 @@
+"""Dropout masks that a trial draws alone: from its seed, the step and the module, whatever its neighbours."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from bench.blocks import fused
+
+GOLDEN, FIRST, SECOND = -1640531527, 0x7FEB352D, -2073254261
+"""2³² / φ, and the multipliers of the hash, as signed 32-bit numbers."""
+
+Mask = Callable[[torch.Tensor], torch.Tensor]
+"""Zeroes what dropout leaves out of x (K, n, …), the same elements at every call; the caller scales."""
+
+
+class Masks:
+    """Which elements of each module's input are kept at one step, in each of K slots.
+
+    On a GPU an element's fate is a hash of its place, so that a backward pass finds it again without
+    remembering it; elsewhere it is drawn once, which costs less.
+    """
+
+    def __init__(self, num_slots: int, num_samples: int, num_modules: int, device: torch.device) -> None:
+        self._thresholds = torch.zeros(num_slots, dtype=torch.int32, device=device)
+        self._keys = torch.zeros(num_modules, num_slots, num_samples, dtype=torch.int32, device=device)
+        self._numbers = torch.arange(num_modules, dtype=torch.int32, device=device).view(-1, 1, 1)
+        self._rates: tuple[float, ...] = (0.0,) * num_slots
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        """Probability of zeroing an element, by slot."""
+        self._rates = tuple(rates)
+        self._thresholds.copy_(torch.tensor([int(rate * 2**31) for rate in rates], dtype=torch.int32))
+
+    def set_keys(self, keys: torch.Tensor) -> None:
+        """`keys` (K, samples), int32: a number of each sample's trial, step and place in the batch."""
+        self._keys.copy_(mixed(keys ^ (self._numbers * GOLDEN)))
+
+    def mask(self, module: int) -> Mask | None:
+        """Of one module's input at this step; None if no slot drops anything."""
+        if not any(self._rates):
+            return None
+        keys = self._keys[module]
+        if keys.is_cuda:
+            return lambda x: fused(kept_by_hash, True)(x, keys, self._thresholds)
+        return _Drawn(keys[:, 0].tolist(), self._rates)
+
+
+class _Drawn:
+    """A mask that is drawn at its first call."""
+
+    def __init__(self, keys: Sequence[int], rates: Sequence[float]) -> None:
+        self._keys, self._rates = keys, rates
+        self._mask: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self._mask is None:
+            self._mask = torch.ones_like(x)
+            for part, rate, key in zip(self._mask, self._rates, self._keys, strict=True):
+                if rate:
+                    part.bernoulli_(1 - rate, generator=torch.Generator().manual_seed(key))
+        return x * self._mask
+
+
+def kept_by_hash(x: torch.Tensor, keys: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
+    """x (K, n, …) where the hash of (key of its sample, place in the sample) reaches the slot's threshold.
+
+    `keys` is (K, samples), n a multiple of samples; `thresholds` (K,) in units of 2⁻³¹. Elsewhere 0.
+    """
+    slots, samples = keys.shape
+    parts = x.reshape(slots, samples, -1)
+    places = torch.arange(parts.shape[2], dtype=torch.int32, device=x.device)
+    keys = keys.unsqueeze(2)
+    # Twice: after one hash the masks of two keys would be permutations of each other.
+    hashed = mixed(mixed(places ^ keys) + keys) & 0x7FFFFFFF
+    return torch.where(hashed >= thresholds.view(-1, 1, 1), parts, 0).view(x.shape)
+
+
+def mixed(x: torch.Tensor) -> torch.Tensor:
+    """A hash of 32-bit numbers that spreads every bit: Wellons 2018, "lowbias32"."""
+    x = (x ^ ((x >> 16) & 0xFFFF)) * FIRST
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * SECOND
+    return x ^ ((x >> 16) & 0xFFFF)

@@ -1,0 +1,80 @@
+"""What a trial trains on at a step: drawn from (its seed, the step) alone, whatever its neighbours."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bench.base import TextEmbedding, TrainingData
+from bench.config import TrialConfig
+from bench.denoising import NUM_TIMESTEPS, Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """The random numbers of a step, for n samples; on the host."""
+
+    index: torch.Tensor
+    """Of the image, (n)."""
+    posterior: torch.Tensor
+    """Standard normal, (n, channels, height, width): where in its posterior a latent lies."""
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    dropped: torch.Tensor
+    """Whether the sample trains with the empty prompt, (n)."""
+    keys: torch.Tensor
+    """int32, (n): of the dropout masks."""
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self.index, self.posterior, self.noise, self.timesteps, self.dropped, self.keys
+
+
+def draw(data: TrainingData, config: TrialConfig, step: int) -> Draw:
+    """Of one trial's batch; its own permutations show every image equally often."""
+    size, generator = config.batch_size, stream(config.seed, "step", step)
+    shape = (size, *data.mean.shape[1:])
+    return Draw(
+        index=torch.tensor(_indices(len(data), config.seed, step * size, size)),
+        posterior=torch.randn(shape, generator=generator),
+        noise=torch.randn(shape, generator=generator),
+        timesteps=torch.randint(NUM_TIMESTEPS, (size,), generator=generator),
+        dropped=torch.rand(size, generator=generator) < config.caption_dropout,
+        keys=torch.randint(-(2**31), 2**31, (size,), generator=generator).int(),
+    )
+
+
+def together(draws: Sequence[Draw]) -> Draw:
+    """Of several trials, one after the other."""
+    return Draw(*(torch.cat(parts) for parts in zip(*(one.tensors for one in draws), strict=True)))
+
+
+def batch(data: TrainingData, drawn: Draw) -> Batch:
+    """What the drawn numbers mean, on the device where all of them lie."""
+    index, dropped = drawn.index, drawn.dropped
+    text = TextEmbedding(
+        torch.where(dropped.view(-1, 1, 1), data.empty.hidden, data.text.hidden[index]),
+        torch.where(dropped.view(-1, 1), data.empty.pooled, data.text.pooled[index]),
+    )
+    latents = data.mean[index] + data.std[index] * drawn.posterior
+    return Batch(latents, drawn.noise, drawn.timesteps, text)
+
+
+def _indices(num_images: int, seed: int, start: int, count: int) -> list[int]:
+    """Positions start … start + count of an endless row of permutations of the images."""
+    orders: dict[int, list[int]] = {}
+    result = []
+    for position in range(start, start + count):
+        number, place = divmod(position, num_images)
+        if number not in orders:
+            generator = stream(seed, "order", number)
+            orders[number] = torch.randperm(num_images, generator=generator).tolist()
+        result.append(orders[number][place])
+    return result
+
+
+def stream(seed: int, purpose: str, number: int) -> torch.Generator:
+    """Random numbers of a trial for one purpose."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
