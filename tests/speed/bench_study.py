@@ -1,0 +1,136 @@
+"""bench's engine on fixed configurations, from a cold start: train, draw, score and write everything.
+
+Started by against_script.py in a process of its own, with a file that says what to do.
+"""
+
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bench.packs import Job, Packs
+from bench.progress import show_progress
+from bench.run import Run, adapter_file, epoch_folder, read_evaluation
+from bench.scoring.exam import Exam
+from bench.session import Command, Engine, open_session, packs_of
+from bench.space import SearchSpace
+from trainers.adapters import attach
+from trainers.loop import train
+
+
+class Stopwatch:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[stage] += time.monotonic() - started
+
+
+class TimedExam:
+    """An Exam that says how long it draws and scores."""
+
+    def __init__(self, exam: Exam, watch: Stopwatch) -> None:
+        self._exam, self._watch = exam, watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._exam, name)
+
+    def draw(self, *arguments: Any) -> Any:
+        with self._watch.time("drawing"):
+            return self._exam.draw(*arguments)
+
+    def score(self, *arguments: Any) -> Any:
+        with self._watch.time("scoring"):
+            return self._exam.score(*arguments)
+
+
+def main(task: Mapping[str, Any]) -> None:
+    space = space_of(task)
+    console = Console(width=200)
+    command = Command(
+        space=space,
+        name="study",
+        folder=Path(task["runs"]),
+        seed=0,
+        engine=Engine(train=train, attach=attach),
+        console=console,
+    )
+    watch = Stopwatch()
+    with open_session(command, "study") as session, show_progress(console) as progress:
+        packs = packs_of(session, command.engine, progress)
+        with watch.time("base's images"):
+            exam = session.exam("dev", packs)
+        with watch.time("all"):
+            run_trials(packs, TimedExam(exam, watch), session.run, space, task["configs"])
+    drift = drifts(session.run, space, len(task["configs"]))
+    seconds = dict(watch.seconds)
+    seconds["training"] = seconds.pop("all") - seconds["drawing"] - seconds["scoring"]
+    Path(task["answer"]).write_text(json.dumps({"seconds": seconds, "drift": drift}))
+
+
+def space_of(task: Mapping[str, Any]) -> SearchSpace:
+    """A space that is never searched: it says how trials are trained, drawn and scored."""
+    rows = Path(task["data"], "train", "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    ranks = sorted({config["rank"] for config in task["configs"]})
+    default = {
+        **task["configs"][0],
+        "alpha": ranks[0],
+        "dropout": 0,
+        "epochs": task["steps"] * task["batch"] // len(rows),
+        "target_modules": "attention",
+        "batch_size": task["batch"],
+    }
+    probes = {"training": 0, "altered": 0, "style": 0, "unrelated": 0}
+    return SearchSpace.model_validate(
+        {
+            "name": "study",
+            **{name: task[name] for name in ("base", "data", "resolution", "dtype", "slots")},
+            "parameters": {"rank": {"choices": ranks}, "alpha": {"ratio": [1]}},
+            "default": default,
+            "prompts": {"dev": task["images"] // task["seeds"], "test": 2, "seeds": task["seeds"], **probes},
+            "sampler": {"steps": task["sampler_steps"], "guidance": task["guidance"]},
+            "floor": 0,
+        }
+    )
+
+
+def run_trials(
+    packs: Packs, exam: Any, run: Run, space: SearchSpace, configs: Sequence[Mapping[str, Any]]
+) -> None:
+    """The only call of the engine."""
+    jobs = [
+        Job(
+            folder=run.trial_folder(number),
+            config=space.default.model_copy(update={**config, "alpha": config["rank"]}),
+            origin="sampled",
+        )
+        for number, config in enumerate(configs)
+    ]
+    packs.train(jobs, exam, space.rungs)
+
+
+def drifts(run: Run, space: SearchSpace, count: int) -> list[float]:
+    """FID of each trial against the base; exits unless every one was trained, kept and scored."""
+    found = []
+    for record in run.trials():
+        if record.state != "complete" or not adapter_file(record.path, space.default.epochs).is_file():
+            raise SystemExit(f"trial {record.label}: {record.state}: {record.reason}")
+        found.append(read_evaluation(epoch_folder(record.path, space.default.epochs)).scores["drift"].value)
+    if len(found) != count:
+        raise SystemExit(f"{len(found)} of {count} trials were trained")
+    return found
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))
