@@ -52,6 +52,7 @@ CONFIGS = tuple((rank, rate) for rate in RATES for rank in RANKS)
 """Rank and learning rate; alpha is the rank and the modules are attention's, as the script has them."""
 SEEDS = 2
 """Images of a prompt."""
+MIN_IMAGES = 6
 GUIDANCE = 5.0
 STAGES = ("start-up", "training", "drawing", "scoring", "base's images")
 WARM_UP = 0.1
@@ -467,7 +468,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--configs", type=int, default=12, choices=range(1, len(CONFIGS) + 1), metavar="N")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--images", type=int, default=96, help="of each configuration; an even number")
+    parser.add_argument("--images", type=int, default=96, help="of each configuration; even, 6 at least")
     parser.add_argument("--sampler-steps", type=int, default=20)
     parser.add_argument("--resolution", type=int, default=64, help="emoji-xl's own if left out")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bf16"])
@@ -477,6 +478,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--measure-steps", type=int, metavar="S", help="and only S steps of each")
     parser.add_argument("--slots", type=int, help="bench: trained side by side; all if left out")
     given = parser.parse_args()
+    if given.images < MIN_IMAGES:
+        parser.error(f"--images {given.images}: {MIN_IMAGES} at least, for a drift from the base's")
     if given.only != "bench" and not (given.script and given.script.is_file()):
         parser.error(f"--script {given.script}: no such file; see the head of this file for where it is")
     return given
