@@ -260,17 +260,7 @@ def run_public(
     settings: Settings, place: Place, script: Path, prompts_per_call: int, measure: int, measured_steps: int
 ) -> Side:
     folder = place.fresh(f"public-{prompts_per_call}")
-    drawing = {
-        "base": str(base_folder(settings.base)),
-        "prompts": prompts_of(settings, place),
-        "prompts_per_call": prompts_per_call,
-        "sampler_steps": settings.sampler_steps,
-        "guidance": GUIDANCE,
-        "resolution": settings.resolution,
-        "dtype": settings.dtype,
-        "base_images": str(folder / "base" / "images"),
-        "fidelity": str(folder / "fidelity"),
-    }
+    drawing = _drawing(settings, place, folder, prompts_per_call)
     once, _ = _draw(drawing, folder / "base", None)
     measured, paces, fids = [], [], []
     for number, (rank, rate) in enumerate(CONFIGS[:measure]):
@@ -292,6 +282,21 @@ def run_public(
         measured_steps=measured_steps,
         record=record() | {"fid": fids, "script": hashlib.sha256(script.read_bytes()).hexdigest()},
     )
+
+
+def _drawing(settings: Settings, place: Place, folder: Path, prompts_per_call: int) -> dict[str, Any]:
+    """What is the same in every process that draws."""
+    return {
+        "base": str(base_folder(settings.base)),
+        "prompts": prompts_of(settings, place),
+        "prompts_per_call": prompts_per_call,
+        "sampler_steps": settings.sampler_steps,
+        "guidance": GUIDANCE,
+        "resolution": settings.resolution,
+        "dtype": settings.dtype,
+        "base_images": str(folder / "base" / "images"),
+        "fidelity": str(folder / "fidelity"),
+    }
 
 
 def _train(
