@@ -112,7 +112,9 @@ class BaseModel:
         self._time_ids = self._time_ids.to(self.device, self.dtype)
         quicken(self.unet)
         if self.device.type == "cuda":
-            self.unet.to(memory_format=torch.channels_last)
+            torch.backends.cudnn.benchmark = True
+            for module in (self.unet, self.vae):
+                module.to(memory_format=torch.channels_last)
 
     @property
     def _chunk(self) -> int:

@@ -6,7 +6,7 @@ channels-last where convolutions want it, and keys and values of a text that doe
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,27 +113,23 @@ def _transformer_block(
     self: BasicTransformerBlock, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any
 ) -> torch.Tensor:
     x = hidden_states
-    update = self.attn1(_layer_norm(self.norm1, x))
-    x, normed = _add_norm(self.norm2, x, update)
+    update = self.attn1(self.norm1(x))
+    x, normed = add_layer_norm(self.norm2, x, update)
     update = self.attn2(normed, encoder_hidden_states=encoder_hidden_states)
-    x, normed = _add_norm(self.norm3, x, update)
+    x, normed = add_layer_norm(self.norm3, x, update)
     output: torch.Tensor = x + self.ff(normed)
     return output
 
 
 def _gated(self: GEGLU, hidden_states: torch.Tensor) -> torch.Tensor:
-    output: torch.Tensor = fused(gated_gelu, hidden_states.is_cuda)(self.proj(hidden_states))
-    return output
+    return gated_gelu(self.proj(hidden_states))
 
 
 def _transformer(
     self: Transformer2DModel, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any
 ) -> tuple[torch.Tensor]:
     height, width = hidden_states.shape[2:]
-    norm = self.norm
-    normed = fused(F.group_norm, hidden_states.is_cuda)(
-        hidden_states, norm.num_groups, norm.weight, norm.bias, norm.eps
-    )
+    normed = group_norm(self.norm, hidden_states, silu=False)
     x = self.proj_in(normed.permute(0, 2, 3, 1).flatten(1, 2))
     for block in self.transformer_blocks:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -145,54 +141,53 @@ def _transformer(
 
 
 def _resnet(self: ResnetBlock2D, input_tensor: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-    x = self.conv1(_norm_silu(self.norm1, input_tensor))
-    x = x + self.time_emb_proj(F.silu(temb))[:, :, None, None]
-    x = self.conv2(_norm_silu(self.norm2, x))
+    x = group_norm(self.norm1, input_tensor, silu=True)
+    shift = self.time_emb_proj(F.silu(temb))
+    conv1 = self.conv1
+    if type(conv1) is nn.Conv2d and conv1.bias is not None:  # added with the rest: one pass less
+        x = F.conv2d(x, conv1.weight, None, conv1.stride, conv1.padding)
+        shift = shift + conv1.bias
+    else:
+        x = conv1(x)
+    x = self.conv2(group_norm(self.norm2, x, shift, silu=True))
     shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
     output: torch.Tensor = shortcut + x
     return output
 
 
-# Elementwise chains
+# Elementwise chains and normalisations: one kernel on a GPU
 
 
 def gated_gelu(x: torch.Tensor) -> torch.Tensor:
     """GEGLU's gate (Shazeer 2020, arXiv 2002.05202): (…, 2d) -> (…, d)."""
+    if x.is_cuda:
+        from bench import kernels  # Triton is there where CUDA is
+
+        return kernels.gated_gelu(x)
     value, gate = x.chunk(2, dim=-1)
     return value * F.gelu(gate)
 
 
-def group_norm_silu(
-    x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor, eps: float
-) -> torch.Tensor:
-    """SiLU of a group normalisation."""
-    return F.silu(F.group_norm(x, groups, weight, bias, eps))
-
-
 def add_layer_norm(
-    x: torch.Tensor, update: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    norm: nn.LayerNorm, x: torch.Tensor, update: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A residual sum, and its layer normalisation."""
+    if x.is_cuda:
+        from bench import kernels  # Triton is there where CUDA is
+
+        return kernels.add_layer_norm(x, update, norm.weight, norm.bias, norm.eps)
     total = x + update
-    return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)
+    return total, F.layer_norm(total, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-@cache
-def fused(chain: Callable[..., Any], on_gpu: bool) -> Callable[..., Any]:
-    """A chain of elementwise operations; on a GPU one compiled kernel."""
-    return torch.compile(chain, dynamic=True) if on_gpu else chain
+def group_norm(
+    norm: nn.GroupNorm, x: torch.Tensor, shift: torch.Tensor | None = None, *, silu: bool
+) -> torch.Tensor:
+    """A group normalisation of images (n, channels, …) plus a shift (n, channels); then SiLU if wanted."""
+    if x.is_cuda:
+        from bench import kernels  # Triton is there where CUDA is
 
-
-def _norm_silu(norm: nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
-    chain = fused(group_norm_silu, x.is_cuda)
-    output: torch.Tensor = chain(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-    return output
-
-
-def _layer_norm(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-
-
-def _add_norm(norm: nn.LayerNorm, x: torch.Tensor, update: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    total, normed = fused(add_layer_norm, x.is_cuda)(x, update, norm.weight, norm.bias, norm.eps)
-    return total, normed
+        return kernels.group_norm(x, shift, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=silu)
+    x = x if shift is None else x + shift[:, :, None, None]
+    y = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return F.silu(y) if silu else y

@@ -4,13 +4,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from bench.blocks import fused
-
 GOLDEN, FIRST, SECOND = -1640531527, 0x7FEB352D, -2073254261
 """2³² / φ, and the multipliers of the hash, as signed 32-bit numbers."""
 
 Mask = Callable[[torch.Tensor], torch.Tensor]
-"""Zeroes what dropout leaves out of x (K, n, …), the same elements at every call; the caller scales."""
+"""Zeroes what dropout leaves out of x, samples ordered by slot, the same at every call; the caller scales."""
 
 
 class Masks:
@@ -33,7 +31,8 @@ class Masks:
 
     def set_keys(self, keys: torch.Tensor) -> None:
         """`keys` (K, samples), int32: a number of each sample's trial, step and place in the batch."""
-        self._keys.copy_(mixed(keys ^ (self._numbers * GOLDEN)))
+        if any(self._rates):
+            self._keys.copy_(mixed(keys ^ (self._numbers * GOLDEN)))
 
     def mask(self, module: int) -> Mask | None:
         """Of one module's input at this step; None if no slot drops anything."""
@@ -41,7 +40,9 @@ class Masks:
             return None
         keys = self._keys[module]
         if keys.is_cuda:
-            return lambda x: fused(kept_by_hash, True)(x, keys, self._thresholds)
+            from bench import kernels
+
+            return lambda x: kernels.keep(x, keys, self._thresholds)
         return _Drawn(keys[:, 0].tolist(), self._rates)
 
 
@@ -55,24 +56,11 @@ class _Drawn:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self._mask is None:
             self._mask = torch.ones_like(x)
-            for part, rate, key in zip(self._mask, self._rates, self._keys, strict=True):
+            parts = self._mask.chunk(len(self._rates))
+            for part, rate, key in zip(parts, self._rates, self._keys, strict=True):
                 if rate:
                     part.bernoulli_(1 - rate, generator=torch.Generator().manual_seed(key))
         return x * self._mask
-
-
-def kept_by_hash(x: torch.Tensor, keys: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
-    """x (K, n, …) where the hash of (key of its sample, place in the sample) reaches the slot's threshold.
-
-    `keys` is (K, samples), n a multiple of samples; `thresholds` (K,) in units of 2⁻³¹. Elsewhere 0.
-    """
-    slots, samples = keys.shape
-    parts = x.reshape(slots, samples, -1)
-    places = torch.arange(parts.shape[2], dtype=torch.int32, device=x.device)
-    keys = keys.unsqueeze(2)
-    # Twice: after one hash the masks of two keys would be permutations of each other.
-    hashed = mixed(mixed(places ^ keys) + keys) & 0x7FFFFFFF
-    return torch.where(hashed >= thresholds.view(-1, 1, 1), parts, 0).view(x.shape)
 
 
 def mixed(x: torch.Tensor) -> torch.Tensor:

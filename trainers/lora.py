@@ -129,7 +129,7 @@ class Group:
             return torch.cat([_convolve(frozen, part, weight, frozen.bias) for part, weight in parts])
         outputs = list(frozen(x).chunk(self.num_slots))
         if self.mask:
-            x = self.mask(torch.unflatten(x, 0, (self.num_slots, -1))).flatten(0, 1)
+            x = self.mask(x)
         # Slot by slot: a convolution that few slots adapt costs only those.
         inputs = zip(x.chunk(self.num_slots), self.A.unbind(), self.B.unbind(), self.ranks, strict=True)
         for slot, (part, A, B, rank) in enumerate(inputs):
@@ -158,7 +158,9 @@ class SlotProduct(torch.autograd.Function):
     ) -> torch.Tensor:
         y = F.linear(x, weight, bias)
         hidden = torch.bmm(mask(x) if mask else x, A.transpose(1, 2))
-        _add_products(y, hidden, B)
+        parts = zip(*(_by_module(t, B.shape[1]) for t in (y, hidden, B)), strict=True)
+        for part, of_part, B_part in parts:
+            part.baddbmm_(of_part, B_part.transpose(1, 2))
         ctx.save_for_backward(x, weight, A, B, hidden)
         ctx.mask = mask
         return y
@@ -166,13 +168,12 @@ class SlotProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, A, B, hidden = ctx.saved_tensors
-        slots, modules, _, rank = B.shape
-        gradient = gradient.contiguous()
+        modules, gradient = B.shape[1], gradient.contiguous()
         of_hidden, of_B = torch.empty_like(hidden), torch.empty_like(B, memory_format=torch.contiguous_format)
-        for module, part in enumerate(gradient.chunk(modules, dim=-1)):
-            columns = slice(module * rank, (module + 1) * rank)
-            of_hidden[:, :, columns] = torch.bmm(part, B[:, module])
-            of_B[:, module] = torch.bmm(part.transpose(1, 2), hidden[:, :, columns])
+        parts = zip(*(_by_module(t, modules) for t in (gradient, hidden, of_hidden, B, of_B)), strict=True)
+        for part, of_part, into_hidden, B_part, into_B in parts:
+            torch.bmm(part, B_part, out=into_hidden)
+            torch.bmm(part.transpose(1, 2), of_part, out=into_B)
         of_A = torch.bmm(of_hidden.transpose(1, 2), ctx.mask(x) if ctx.mask else x)
         of_x = None
         if ctx.needs_input_grad[0]:
@@ -184,16 +185,16 @@ class SlotProduct(torch.autograd.Function):
         return of_x, None, None, of_A, of_B, None
 
 
-def _add_products(y: torch.Tensor, hidden: torch.Tensor, B: torch.Tensor) -> None:
-    """y (K, n, G · out) += hidden (K, n, G · R) times B (K, G, out, R), module by module."""
-    slots, modules, _, _ = B.shape
-    if slots == 1:
-        stacked = torch.unflatten(y[0], -1, (modules, -1)).transpose(0, 1)
-        stacked.baddbmm_(torch.unflatten(hidden[0], -1, (modules, -1)).transpose(0, 1), B[0].transpose(1, 2))
-        return
-    parts = zip(y.chunk(modules, dim=-1), hidden.chunk(modules, dim=-1), B.unbind(1), strict=True)
-    for part, of_hidden, of_B in parts:
-        part.baddbmm_(of_hidden, of_B.transpose(1, 2))
+def _by_module(tensor: torch.Tensor, modules: int) -> Sequence[torch.Tensor]:
+    """Parts for batched products: of each module all slots, or of one slot alone all modules at once.
+
+    Of a tensor (K, n, G · width), or of B's shape (K, G, out, R).
+    """
+    if tensor.ndim == 4:
+        return [tensor[0]] if len(tensor) == 1 else tensor.unbind(1)
+    if len(tensor) == 1:
+        return [torch.unflatten(tensor[0], -1, (modules, -1)).transpose(0, 1)]
+    return tensor.chunk(modules, dim=-1)
 
 
 def _convolve(
@@ -330,9 +331,11 @@ class Slots:
         """d loss / d weights, (K, P)."""
         parameters = [*self._training.A, *self._training.B]
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        rows = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1).float()
-        rows[:, self._num_A :] *= self._factor
-        return rows
+        rows = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+        result = torch.empty_like(rows, dtype=torch.float32)
+        result[:, : self._num_A] = rows[:, : self._num_A]
+        torch.mul(rows[:, self._num_A :], self._factor, out=result[:, self._num_A :])
+        return result
 
     def _settle(self) -> None:
         """What depends on the configs alone; in place, since graphs hold it."""

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 
-from bench.blocks import fused
 from bench.config import TrialConfig
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch.optim.AdamW's
@@ -41,8 +40,12 @@ class AdamW:
         rows = [_numbers(config, step) for config, step in zip(configs, steps, strict=True)]
         numbers = torch.tensor(rows)
         if weights.is_cuda:
+            from bench import kernels
+
             numbers = numbers.pin_memory().to(weights.device, non_blocking=True)
-        fused(adamw, weights.is_cuda)(weights, self.mean, self.square, gradient, *numbers.chunk(4, dim=1))
+            kernels.adamw(weights, self.mean, self.square, gradient, numbers, BETAS, EPSILON)
+        else:
+            adamw(weights, self.mean, self.square, gradient, numbers)
 
 
 def _numbers(config: TrialConfig, step: int) -> tuple[float, ...]:
@@ -56,12 +59,10 @@ def adamw(
     mean: torch.Tensor,
     square: torch.Tensor,
     gradient: torch.Tensor,
-    limit: torch.Tensor,
-    rate: torch.Tensor,
-    kept: torch.Tensor,
-    correction: torch.Tensor,
+    numbers: torch.Tensor,
 ) -> None:
-    """In place; of each row (K, 1) the largest norm, rate / (1 − β₁ᵗ), 1 − rate · decay, 1 − β₂ᵗ."""
+    """In place; `numbers` (K, 4): largest norm, rate / (1 − β₁ᵗ), 1 − rate · decay, 1 − β₂ᵗ of each row."""
+    limit, rate, kept, correction = numbers.split(1, dim=1)  # type: ignore[no-untyped-call]
     gradient = gradient * (limit / (gradient.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
     mean.lerp_(gradient, 1 - BETAS[0])
     square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
