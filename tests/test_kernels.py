@@ -15,10 +15,10 @@ pytest.importorskip("triton")
 
 @pytest.fixture(scope="module")
 def kernels() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        torch.manual_seed(0)
-        return importlib.import_module("bench.kernels")
+    if torch.cuda.is_available():
+        pytest.skip("Triton's interpreter is for machines without a GPU")
+    torch.manual_seed(0)
+    return importlib.import_module("bench.kernels")
 
 
 def assert_same(
