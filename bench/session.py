@@ -101,8 +101,12 @@ class Session:
         prompts = self.prompts[split]
         return prepare(self.run, split, prompts, self.dataset, self.base, self.networks, loss_gap)
 
-    def exams(self, packs: Packs) -> dict[Split, Exam]:
-        return {split: self.exam(split, packs) for split in self.prompts if self.prompts[split]}
+    def exams(self, packs: Packs, splits: Iterable[Split] | None = None) -> dict[Split, Exam]:
+        """The Exams of these splits (or of all); after them, no text is left to encode."""
+        wanted = self.prompts if splits is None else splits
+        exams = {split: self.exam(split, packs) for split in wanted if self.prompts[split]}
+        self.base.release_encoders()
+        return exams
 
     def _loss_gap(self, train: TrainingData) -> LossGap:
         return LossGap(self.base, train, encode(self.base, self.dataset.test[:NUM_PICTURES]))
@@ -149,10 +153,8 @@ def run_adapters(command: Command, digests: Mapping[Path, str]) -> Run:
         folders = {file: session.run.adapter_folder(adapter_label(digests[file])) for file in digests}
         for file, into in folders.items():
             start_adapter(into, file, digests[file])
-        for split in EXAMINED:
-            if session.prompts[split]:
-                adapters = [(file, into / split) for file, into in folders.items()]
-                packs.examine(adapters, session.exam(split, packs))
+        for split, exam in session.exams(packs, EXAMINED).items():
+            packs.examine([(file, into / split) for file, into in folders.items()], exam)
             for file, into in folders.items():
                 if reason := packs.refused.get(into / split):
                     raise TrialError(f"{file}: cannot be scored: {reason}")
