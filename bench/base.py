@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.blocks import quicken
+from bench.buckets import Schedule
 from bench.chunks import Chunks
 from bench.config import TrialConfig
 from bench.errors import UsageError
@@ -50,17 +50,35 @@ def concatenate(parts: Sequence[TextEmbedding]) -> TextEmbedding:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingData:
-    """Encoded images: mean and standard deviation of the latents (n, …), and the captions' conditioning."""
+class Bucket:
+    """Encoded images of one size: mean and standard deviation of the latents (n, …), and their captions'
+    conditioning (n)."""
 
     mean: torch.Tensor
     std: torch.Tensor
     text: TextEmbedding
+
+    def __getitem__(self, index: Any) -> "Bucket":
+        return Bucket(mean=self.mean[index], std=self.std[index], text=self.text[index])
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingData:
+    """Encoded images with their captions, by size."""
+
+    buckets: tuple[Bucket, ...]
     empty: TextEmbedding
     """Conditioning of the empty prompt (1), for caption dropout."""
 
     def __len__(self) -> int:
-        return len(self.mean)
+        return sum(len(bucket) for bucket in self.buckets)
+
+    def schedule(self, batch_size: int) -> Schedule:
+        """Which bucket every step trains on."""
+        return Schedule(counts=tuple(len(bucket) for bucket in self.buckets), batch_size=batch_size)
 
 
 class Attached(Protocol):
@@ -120,9 +138,8 @@ class BaseModel:
         """Through what `predict` predicts; None for the bare base."""
         self._pipe = pipe
         self._load_encoder = load_encoder
+        self._time_ids: dict[tuple[int, int], torch.Tensor] = {}
         self._chunks = Chunks(max(1, min(CHUNK, CHUNK_PIXELS // self.resolution**2)))
-        self._time_ids = torch.tensor([[self.resolution, self.resolution, 0, 0] + [self.resolution] * 2])
-        self._time_ids = self._time_ids.to(self.device, self.dtype)
         quicken(self.unet)
         if self.device.type == "cuda":
             self.unet.to(memory_format=torch.channels_last)
@@ -169,7 +186,7 @@ class BaseModel:
 
     @torch.no_grad()
     def encode_images(self, images: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of the latents of images (n, resolution, resolution, 3)."""
+        """Mean and standard deviation of the latents of images (n, height, width, 3)."""
         parts = self._chunks.map(self._posterior, torch.from_numpy(images))
         mean, std = (torch.cat(of_all) for of_all in zip(*parts, strict=True))
         return mean, std
@@ -192,27 +209,28 @@ class BaseModel:
         return images
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: TextEmbedding) -> torch.Tensor:
-        """The UNet's output for noisy latents (n, …), timesteps (n,) and conditioning (n)."""
-        condition = {"text_embeds": text.pooled, "time_ids": self._time_ids.expand(len(latents), -1)}
+        """The UNet's output for noisy latents (n, …) of any size, timesteps (n,) and conditioning (n)."""
+        time_ids = self._sized(latents.shape[-2], latents.shape[-1]).expand(len(latents), -1)
         with sdpa_kernel(ATTENTION, set_priority=True):
             output = self.unet(
                 latents.to(self.dtype),
                 timesteps,
                 encoder_hidden_states=text.hidden,
-                added_cond_kwargs=condition,
+                added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids},
                 return_dict=False,
             )
         result: torch.Tensor = output[0]
         return result.float()
 
-
-def fit(image: Image.Image, side: int) -> NDArray[np.uint8]:
-    """A square centre crop resized to (side, side, 3)."""
-    edge = min(image.size)
-    left, top = (image.width - edge) // 2, (image.height - edge) // 2
-    resample = Image.Resampling.LANCZOS
-    box = (left, top, left + edge, top + edge)
-    return np.asarray(image.convert("RGB").resize((side, side), resample, box=box))
+    def _sized(self, height: int, width: int) -> torch.Tensor:
+        """SDXL's micro-conditioning (6,) of latents of that size (Podell et al. 2023, arXiv 2307.01952,
+        section 2.2): of an image that was this large from the start and is not cropped, as pipelines ask for.
+        """
+        if (height, width) not in self._time_ids:  # made once: a captured graph cannot copy it from the host
+            size = (height * self.vae_scale, width * self.vae_scale)
+            ids = torch.tensor([*size, 0, 0, *size], device=self.device, dtype=self.dtype)
+            self._time_ids[height, width] = ids
+        return self._time_ids[height, width]
 
 
 def load_base(
