@@ -27,7 +27,7 @@ from bench.space import Sampler  # noqa: E402
 from trainers.loop import train  # noqa: E402
 
 NETWORKS = 800_000_000
-"""Bytes that a study's scorer, judge and Inception hold meanwhile: ViT-B/32, DINOv2-S and Inception v3, float32."""
+"""Bytes that the networks of a study hold meanwhile: ViT-B/32, DINOv2-S and Inception v3 in float32."""
 IMAGES = 4
 PROMPTS = [f"a picture of a thing, number {number}" for number in range(IMAGES)]
 
