@@ -1,21 +1,20 @@
 """BaseModel: a frozen diffusion pipeline on a device, and what training and scoring ask of it."""
 
-import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.blocks import quicken
+from bench.buckets import Schedule
+from bench.chunks import Chunks
 from bench.config import TrialConfig
-from bench.errors import MissingError, UsageError
+from bench.errors import UsageError
+from bench.pipeline import TEXT_ENCODERS, find_pipeline
 
 ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
@@ -24,7 +23,6 @@ ATTENTION = [
     SDPBackend.MATH,
 ]
 """Fastest first."""
-BUNDLED = {"emoji-xl": "builtin/emoji-xl"}
 CHUNK = 32
 """Prompts, or small images, that are encoded or decoded at once."""
 CHUNK_PIXELS = 4 * 1024**2
@@ -52,17 +50,35 @@ def concatenate(parts: Sequence[TextEmbedding]) -> TextEmbedding:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingData:
-    """Encoded images: mean and standard deviation of the latents (n, …), and the captions' conditioning."""
+class Bucket:
+    """Encoded images of one size: mean and standard deviation of the latents (n, …), and their captions'
+    conditioning (n)."""
 
     mean: torch.Tensor
     std: torch.Tensor
     text: TextEmbedding
+
+    def __getitem__(self, index: Any) -> "Bucket":
+        return Bucket(mean=self.mean[index], std=self.std[index], text=self.text[index])
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingData:
+    """Encoded images with their captions, by size."""
+
+    buckets: tuple[Bucket, ...]
     empty: TextEmbedding
     """Conditioning of the empty prompt (1), for caption dropout."""
 
     def __len__(self) -> int:
-        return len(self.mean)
+        return sum(len(bucket) for bucket in self.buckets)
+
+    def schedule(self, batch_size: int) -> Schedule:
+        """Which bucket every step trains on."""
+        return Schedule(counts=tuple(len(bucket) for bucket in self.buckets), batch_size=batch_size)
 
 
 class Attached(Protocol):
@@ -85,31 +101,45 @@ class Attached(Protocol):
 
 
 class BaseModel:
-    """A frozen SDXL pipeline. Latents are (n, channels, height, width), already scaled for the UNet."""
+    """A frozen SDXL pipeline. Latents are (n, channels, height, width), already scaled for the UNet.
 
-    def __init__(self, pipe: Any, name: str, fingerprint: str, resolution: int | None) -> None:
+    Its text encoders and its VAE are loaded when they are first used.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        name: str,
+        fingerprint: str,
+        resolution: int | None,
+        *,
+        vae_scale: int,
+        load_encoder: Callable[[str], torch.nn.Module],
+    ) -> None:
+        """`pipe` may lack any of ENCODERS: `load_encoder` gives them by name, on any device.
+
+        `vae_scale` is in pixels per latent. Raises UsageError for a resolution that the base cannot draw.
+        """
         self.name = name
         self.fingerprint = fingerprint
         self.unet: torch.nn.Module = pipe.unet.requires_grad_(False).eval()
-        self.vae: Any = pipe.vae.requires_grad_(False).eval()
         self.scheduler_config = pipe.scheduler.config
         self.device: torch.device = pipe.unet.device
         self.dtype: torch.dtype = pipe.unet.dtype
-        self.resolution = resolution or pipe.unet.config.sample_size * pipe.vae_scale_factor
-        if self.resolution % (2 * pipe.vae_scale_factor):
+        self.vae_scale = vae_scale
+        self.resolution = resolution or pipe.unet.config.sample_size * vae_scale
+        if self.resolution % (2 * vae_scale):
             raise UsageError(
-                f"resolution {self.resolution}: must be a multiple of {2 * pipe.vae_scale_factor} for {name}"
+                f"resolution {self.resolution}: must be a multiple of {2 * vae_scale} for {name}"
             )
-        self.latent_shape = (
-            pipe.unet.config.in_channels,
-            self.resolution // pipe.vae_scale_factor,
-            self.resolution // pipe.vae_scale_factor,
-        )
+        side = self.resolution // vae_scale
+        self.latent_shape = (pipe.unet.config.in_channels, side, side)
         self.attached: Attached | None = None
         """Through what `predict` predicts; None for the bare base."""
         self._pipe = pipe
-        self._time_ids = torch.tensor([[self.resolution, self.resolution, 0, 0] + [self.resolution] * 2])
-        self._time_ids = self._time_ids.to(self.device, self.dtype)
+        self._load_encoder = load_encoder
+        self._time_ids: dict[tuple[int, int], torch.Tensor] = {}
+        self._chunks = Chunks(max(1, min(CHUNK, CHUNK_PIXELS // self.resolution**2)))
         quicken(self.unet)
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
@@ -117,12 +147,26 @@ class BaseModel:
                 module.to(memory_format=torch.channels_last)
 
     @property
-    def _chunk(self) -> int:
-        return max(1, min(CHUNK, CHUNK_PIXELS // self.resolution**2))
+    def vae(self) -> Any:
+        return self._encoder("vae")
+
+    def release_encoders(self) -> None:
+        """Give back the memory of the text encoders; they are loaded again if they are used again."""
+        for part in TEXT_ENCODERS:
+            setattr(self._pipe, part, None)
+        torch.cuda.empty_cache()  # does nothing where there is no such device
+
+    def _encoder(self, part: str) -> Any:
+        if getattr(self._pipe, part) is None:
+            module = self._load_encoder(part).to(self.device)
+            setattr(self._pipe, part, module.requires_grad_(False).eval())
+        return getattr(self._pipe, part)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> TextEmbedding:
         """Conditioning of each prompt, as StableDiffusionXLPipeline computes it."""
+        for part in TEXT_ENCODERS:
+            self._encoder(part)
         parts = []
         for start in range(0, len(prompts), CHUNK):
             chunk = list(prompts[start : start + CHUNK])
@@ -144,47 +188,51 @@ class BaseModel:
 
     @torch.no_grad()
     def encode_images(self, images: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of the latents of images (n, resolution, resolution, 3)."""
-        means, stds = [], []
-        for chunk in torch.split(torch.from_numpy(images), self._chunk):
-            batch = chunk.permute(0, 3, 1, 2).to(self.device, self.vae.dtype)
-            posterior = self.vae.encode(batch / 127.5 - 1).latent_dist
-            means.append(posterior.mean.float() * self.vae.config.scaling_factor)
-            stds.append(posterior.std.float() * self.vae.config.scaling_factor)
-        return torch.cat(means), torch.cat(stds)
+        """Mean and standard deviation of the latents of images (n, height, width, 3)."""
+        parts = self._chunks.map(self._posterior, torch.from_numpy(images))
+        mean, std = (torch.cat(of_all) for of_all in zip(*parts, strict=True))
+        return mean, std
+
+    def _posterior(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = images.permute(0, 3, 1, 2).to(self.device, self.vae.dtype)
+        posterior, scale = self.vae.encode(batch / 127.5 - 1).latent_dist, self.vae.config.scaling_factor
+        return posterior.mean.float() * scale, posterior.std.float() * scale
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
         """Latents (n, …) -> images (n, height, width, 3). Non-finite pixels become black."""
-        parts = []
-        for chunk in torch.split(latents, self._chunk):
-            pixels = self.vae.decode((chunk / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
-            pixels = ((pixels.float() + 1) * 127.5).nan_to_num(0).clamp(0, 255).round()
-            parts.append(pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
-        return np.concatenate(parts)
+        return np.concatenate(self._chunks.map(self._pixels, latents))
+
+    def _pixels(self, latents: torch.Tensor) -> NDArray[np.uint8]:
+        vae = self.vae
+        pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
+        pixels = ((pixels.float() + 1) * 127.5).nan_to_num(0).clamp(0, 255).round()
+        images: NDArray[np.uint8] = pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return images
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: TextEmbedding) -> torch.Tensor:
-        """The UNet's output for noisy latents (n, …), timesteps (n,) and conditioning (n)."""
-        condition = {"text_embeds": text.pooled, "time_ids": self._time_ids.expand(len(latents), -1)}
+        """The UNet's output for noisy latents (n, …) of any size, timesteps (n,) and conditioning (n)."""
+        time_ids = self._sized(latents.shape[-2], latents.shape[-1]).expand(len(latents), -1)
         with sdpa_kernel(ATTENTION, set_priority=True):
             output = self.unet(
                 latents.to(self.dtype),
                 timesteps,
                 encoder_hidden_states=text.hidden,
-                added_cond_kwargs=condition,
+                added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids},
                 return_dict=False,
             )
         result: torch.Tensor = output[0]
         return result.float()
 
-
-def fit(image: Image.Image, side: int) -> NDArray[np.uint8]:
-    """A square centre crop resized to (side, side, 3)."""
-    edge = min(image.size)
-    left, top = (image.width - edge) // 2, (image.height - edge) // 2
-    resample = Image.Resampling.LANCZOS
-    box = (left, top, left + edge, top + edge)
-    return np.asarray(image.convert("RGB").resize((side, side), resample, box=box))
+    def _sized(self, height: int, width: int) -> torch.Tensor:
+        """SDXL's micro-conditioning (6,) of latents of that size (Podell et al. 2023, arXiv 2307.01952,
+        section 2.2): of an image that was this large from the start and is not cropped, as pipelines ask for.
+        """
+        if (height, width) not in self._time_ids:  # made once: a captured graph cannot copy it from the host
+            size = (height * self.vae_scale, width * self.vae_scale)
+            ids = torch.tensor([*size, 0, 0, *size], device=self.device, dtype=self.dtype)
+            self._time_ids[height, width] = ids
+        return self._time_ids[height, width]
 
 
 def load_base(
@@ -197,34 +245,32 @@ def load_base(
 ) -> BaseModel:
     """The bundled base, a diffusers folder, or a Hub model already on this machine; downloads nothing.
 
-    Raises MissingError if it is not on this machine, UsageError if it is no SDXL pipeline.
+    Raises MissingError if it is not on this machine, UsageError if it is no SDXL pipeline, or if a part of
+    it is missing or damaged.
     """
-    from diffusers import StableDiffusionXLPipeline
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
         logging.set_verbosity_error()  # captions that are too long are counted and said once instead
-    folder = _folder(name, revision)
-    _check_family(folder, name)
-    try:
-        pipe = StableDiffusionXLPipeline.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            add_watermarker=False,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{name}: cannot be loaded as a pipeline: {' '.join(str(error).split())}") from None
+    folder = find_pipeline(name, revision, getattr(torch, dtype))
+    vae_scale = folder.check_encoders()
+    pipe = folder.load("unet", "scheduler", "tokenizer", "tokenizer_2")
     schedule = pipe.scheduler.config
     prediction = schedule.get("prediction_type", "epsilon")
     if prediction not in {"epsilon", "v_prediction"} or schedule.num_train_timesteps != 1000:
         raise UsageError(
             f"{name}: predicts {prediction}; supported are epsilon and v_prediction over 1000 steps"
         )
-    return BaseModel(pipe.to(device), name, _fingerprint(folder), resolution)
+    return BaseModel(
+        pipe.to(device),
+        name,
+        folder.fingerprint(),
+        resolution,
+        vae_scale=vae_scale,
+        load_encoder=folder.load_encoder,
+    )
 
 
 def adaptable_names(unet: torch.nn.Module) -> list[str]:
@@ -254,48 +300,3 @@ def find_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _folder(name: str, revision: str | None) -> Path:
-    if name in BUNDLED:
-        return Path(str(files("bench") / BUNDLED[name]))
-    if Path(name).is_dir():
-        return Path(name)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UsageError(
-            f"base {name}: no such folder; give emoji-xl, a diffusers folder or a Hub id owner/name"
-        )
-    return _hub_folder(name, revision)
-
-
-def _hub_folder(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError):
-        wanted = f"{name} --revision {revision}" if revision else name
-        raise MissingError(f"base {name}: not on this machine; get it with: hf download {wanted}") from None
-
-
-def _check_family(folder: Path, name: str) -> None:
-    from bench.files import read_json
-
-    index = folder / "model_index.json"
-    if not index.exists():
-        raise UsageError(f"base {name}: not a diffusers folder (no model_index.json in it)")
-    family = read_json(index).get("_class_name")
-    if family != "StableDiffusionXLPipeline":
-        raise UsageError(f"base {name}: a {family}; supported is StableDiffusionXLPipeline")
-
-
-def _fingerprint(folder: Path) -> str:
-    """sha256 over the names and contents of weights and configurations."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in {".safetensors", ".json", ".txt"}:
-            digest.update(str(path.relative_to(folder)).encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()

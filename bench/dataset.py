@@ -32,6 +32,8 @@ class Example:
     caption: str
     digest: str
     """sha256 over the size and the RGB pixels."""
+    size: tuple[int, int]
+    """Width and height in pixels."""
     load: Callable[[], Image.Image] = field(repr=False, compare=False)
 
     def image(self) -> Image.Image:
@@ -144,10 +146,11 @@ def _examples(
         if problem := _caption_problem(caption):
             faults.append(Fault(name=entry.name, problem=problem))
         try:
-            pixels = digest(entry.load())
+            image = entry.load()
+            pixels = digest(image)
             if (first := seen.setdefault(pixels, entry.name)) != entry.name:
                 raise Flaw(f"the same pixels as {first}")
-            yield Example(name=entry.name, caption=caption, digest=pixels, load=entry.load)
+            yield Example(name=entry.name, caption=caption, digest=pixels, size=image.size, load=entry.load)
         except Flaw as flaw:
             faults.append(Fault(name=entry.name, problem=str(flaw)))
 

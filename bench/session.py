@@ -19,14 +19,15 @@ import bench
 from bench import yaml
 from bench.base import (
     BaseModel,
+    Bucket,
     TextEmbedding,
     TrainingData,
     adaptable_names,
     find_device,
-    fit,
     load_base,
     target_names,
 )
+from bench.buckets import Size, bucket_of, bucket_sizes, fit, step_of
 from bench.cache import cached
 from bench.confirm import EXAMINED, Confirmation
 from bench.dataset import Dataset, Example, load_dataset
@@ -97,15 +98,23 @@ class Session:
     def exam(self, split: Split, packs: Packs) -> Exam:
         """The Exam of a split; draws the base's images if the folder does not hold them yet."""
         packs.progress.status(f"drawing the base's images for the {split} prompts")
-        loss_gap = self._loss_gap(packs.data) if split == "probe" else None
+        loss_gap = self._loss_gap(packs) if split == "probe" else None
         prompts = self.prompts[split]
         return prepare(self.run, split, prompts, self.dataset, self.base, self.networks, loss_gap)
 
-    def exams(self, packs: Packs) -> dict[Split, Exam]:
-        return {split: self.exam(split, packs) for split in self.prompts if self.prompts[split]}
+    def exams(self, packs: Packs, splits: Iterable[Split] | None = None) -> dict[Split, Exam]:
+        """The Exams of these splits (or of all); after them, no text is left to encode."""
+        wanted = self.prompts if splits is None else splits
+        exams = {split: self.exam(split, packs) for split in wanted if self.prompts[split]}
+        self.base.release_encoders()
+        return exams
 
-    def _loss_gap(self, train: TrainingData) -> LossGap:
-        return LossGap(self.base, train, encode(self.base, self.dataset.test[:NUM_PICTURES]))
+    def _loss_gap(self, packs: Packs) -> LossGap:
+        """Of squares, as everything that is scored."""
+        known = None if self.run.space.buckets else packs.data
+        train = known or encode(self.base, self.dataset.train[:NUM_PICTURES])
+        held_out = encode(self.base, self.dataset.test[:NUM_PICTURES])
+        return LossGap(self.base, train.buckets[0], held_out.buckets[0])
 
 
 def run_search(command: Command) -> Run:
@@ -149,10 +158,8 @@ def run_adapters(command: Command, digests: Mapping[Path, str]) -> Run:
         folders = {file: session.run.adapter_folder(adapter_label(digests[file])) for file in digests}
         for file, into in folders.items():
             start_adapter(into, file, digests[file])
-        for split in EXAMINED:
-            if session.prompts[split]:
-                adapters = [(file, into / split) for file, into in folders.items()]
-                packs.examine(adapters, session.exam(split, packs))
+        for split, exam in session.exams(packs, EXAMINED).items():
+            packs.examine([(file, into / split) for file, into in folders.items()], exam)
             for file, into in folders.items():
                 if reason := packs.refused.get(into / split):
                     raise TrialError(f"{file}: cannot be scored: {reason}")
@@ -169,7 +176,7 @@ def _check_fit(base: BaseModel, engine: Engine, files: Iterable[Path]) -> None:
 def packs_of(session: Session, engine: Engine, progress: Progress) -> Packs:
     return Packs(
         base=session.base,
-        data=encode(session.base, session.dataset.train),
+        data=encode(session.base, session.dataset.train, mixed=session.run.space.buckets),
         trainer=engine.train,
         attach=engine.attach,
         progress=progress,
@@ -247,14 +254,28 @@ def resolve(space: SearchSpace, overrides: Mapping[str, Any]) -> SearchSpace:
     return yaml.validate({**space.model_dump(), **given}, SearchSpace, flags)
 
 
-def encode(base: BaseModel, examples: Sequence[Example]) -> TrainingData:
-    """Latents and conditioning of images, from the cache if they were encoded before."""
+def encode(base: BaseModel, examples: Sequence[Example], *, mixed: bool = False) -> TrainingData:
+    """Latents and conditioning of images, cropped to squares or, `mixed`, each to the nearest aspect ratio.
+
+    What was encoded before comes from the cache.
+    """
+    sizes: tuple[Size, ...] = (Size(base.resolution, base.resolution),)
+    if mixed:
+        sizes = bucket_sizes(base.resolution, step_of(base.resolution, base.vae_scale))
+    by_size: dict[Size, list[Example]] = {size: [] for size in sizes}
+    for example in examples:
+        by_size[bucket_of(example.size, sizes)].append(example)
+    encoded = [_encoded(base, of_size, size) for size, of_size in by_size.items() if of_size]
+    return TrainingData(buckets=tuple(bucket for bucket, _ in encoded), empty=encoded[0][1])
+
+
+def _encoded(base: BaseModel, examples: Sequence[Example], size: Size) -> tuple[Bucket, TextEmbedding]:
+    """With the conditioning of the empty prompt."""
     captions = [example.caption for example in examples]
     digests = [example.digest for example in examples]
 
     def compute() -> dict[str, torch.Tensor]:
-        pixels = np.stack([fit(example.image(), base.resolution) for example in examples])
-        mean, std = base.encode_images(pixels)
+        mean, std = base.encode_images(np.stack([fit(example.image(), *size) for example in examples]))
         text, empty = base.encode_prompts(captions), base.encode_empty()
         return {
             "mean": mean,
@@ -265,14 +286,12 @@ def encode(base: BaseModel, examples: Sequence[Example]) -> TrainingData:
             "empty_pooled": empty.pooled,
         }
 
-    inputs = ["latents 1", base.fingerprint, str(base.resolution), str(base.dtype), *digests, *captions]
+    shape = f"{size.width}" if size.width == size.height else f"{size.width}x{size.height}"
+    inputs = ["latents 1", base.fingerprint, shape, str(base.dtype), *digests, *captions]
     tensors = cached(inputs, compute, base.device)
-    return TrainingData(
-        mean=tensors["mean"],
-        std=tensors["std"],
-        text=TextEmbedding(tensors["hidden"], tensors["pooled"]),
-        empty=TextEmbedding(tensors["empty_hidden"], tensors["empty_pooled"]),
-    )
+    text = TextEmbedding(tensors["hidden"], tensors["pooled"])
+    empty = TextEmbedding(tensors["empty_hidden"], tensors["empty_pooled"])
+    return Bucket(mean=tensors["mean"], std=tensors["std"], text=text), empty
 
 
 def _required(space: SearchSpace, field: str) -> str:

@@ -202,6 +202,8 @@ class SearchSpace(Spec):
     `auto`: the bundled one beside the bundled scorer, else DINOv2 if it is on this machine."""
     resolution: int | None = Field(None, ge=8, le=4096)
     """Pixels of a side; the base's own if left out."""
+    buckets: bool = False
+    """Train on crops of several aspect ratios, each picture on the nearest; on squares if not."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the frozen base; adapters are always float32."""
     parameters: Parameters

@@ -19,7 +19,11 @@ from bench.space import Prompts
 def example(caption: str, number: int = 0) -> Example:
     name = f"{number}.png"
     return Example(
-        name=name, caption=caption, digest=f"{number:064d}", load=lambda: Image.new("RGB", (16, 16))
+        name=name,
+        caption=caption,
+        digest=f"{number:064d}",
+        size=(16, 16),
+        load=lambda: Image.new("RGB", (16, 16)),
     )
 
 

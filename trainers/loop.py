@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ def train(
 
 
 def _trial(index: int, config: TrialConfig, rungs: Sequence[int], data: TrainingData) -> Trial:
-    ends = [(e, math.ceil(e * len(data) / config.batch_size)) for e in rungs if e <= config.epochs]
+    schedule = data.schedule(config.batch_size)
+    ends = [(epoch, schedule.end(epoch)) for epoch in rungs if epoch <= config.epochs]
     return Trial(index, config, ends)
 
 
@@ -116,7 +118,9 @@ class Pack:
 
     def __init__(self, base: BaseModel, data: TrainingData, trials: Sequence[Trial]) -> None:
         self._base, self._data = base, data
-        self._graph: Compute | None = None
+        self._drawn: dict[int, Draw] = {}
+        self._graphs: dict[int, Compute] = {}
+        """By bucket, as `_drawn`."""
         self._places: list[Trial | None] = []
         """By slot."""
         self._objective = DenoisingLoss(base)
@@ -154,24 +158,33 @@ class Pack:
 
     def _step(self) -> torch.Tensor:
         """One update of all slots; returns their losses (K,), not yet synchronised with the host."""
-        steps = [trial.step if trial else 0 for trial in self._places]
         configs = self.slots.configs
-        draws = [draw(self._data, config, step) for config, step in zip(configs, steps, strict=True)]
-        drawn = together(draws)
-        for here, there in zip(self._drawn.tensors, drawn.tensors, strict=True):
-            here.copy_(there.pin_memory() if here.is_cuda else there, non_blocking=True)
-        self.slots.train(self._drawn.keys.view(len(configs), -1))
-        if self._graph is None:
-            self._graph = captured(self._compute, self.slots.pool)
-        losses, gradient = self._graph()
+        now = self.trials[0].step  # all trials began at the end of an epoch: they meet in one bucket
+        steps = [trial.step if trial else now for trial in self._places]
+        bucket = self._data.schedule(configs[0].batch_size).place(now).bucket
+        self._draw(bucket, steps)
+        self.slots.train(self._drawn[bucket].keys.view(len(configs), -1))
+        if bucket not in self._graphs:
+            self._graphs[bucket] = captured(partial(self._compute, bucket), self.slots.pool)
+        losses, gradient = self._graphs[bucket]()
         self._optimizer.update(self.slots.weights, gradient, configs, steps)
         for trial in self.trials:
             trial.step += 1
         return losses.clone()
 
-    def _compute(self) -> tuple[torch.Tensor, ...]:
+    def _draw(self, bucket: int, steps: Sequence[int]) -> None:
+        """The samples of a step, where the bucket's graph reads them."""
+        pairs = zip(self.slots.configs, steps, strict=True)
+        drawn = together([draw(self._data, config, step) for config, step in pairs])
+        if bucket not in self._drawn:
+            self._drawn[bucket] = Draw(*(tensor.to(self._base.device) for tensor in drawn.tensors))
+        for here, there in zip(self._drawn[bucket].tensors, drawn.tensors, strict=True):
+            here.copy_(there.pin_memory() if here.is_cuda else there, non_blocking=True)
+
+    def _compute(self, bucket: int) -> tuple[torch.Tensor, ...]:
         """Losses (K,) and gradient (K, P) of the drawn samples."""
-        losses = self._objective(batch(self._data, self._drawn)).view(len(self.slots), -1).mean(dim=1)
+        samples = batch(self._data.buckets[bucket], self._data.empty, self._drawn[bucket])
+        losses = self._objective(samples).view(len(self.slots), -1).mean(dim=1)
         return losses.detach(), self.slots.gradient(losses.sum())
 
     # Rungs
@@ -220,14 +233,12 @@ class Pack:
         configs = [trial.config for trial in trials]
         self.slots = Slots(self._base.unet, configs, configs[0].batch_size)
         self._optimizer = AdamW(self.slots.weights)
-        drawn = together([draw(self._data, config, 0) for config in configs])
-        self._drawn = Draw(*(tensor.to(self._base.device) for tensor in drawn.tensors))
-        self._graph = None
+        self._drawn, self._graphs = {}, {}
 
     def _attach_again(self, trials: Sequence[Trial]) -> None:
         """In slots of other shapes, where those that have begun go on."""
         begun = {t.index: self._state(self.slot(t)) for t in trials if t in self._places}
-        self._graph = None
+        self._graphs = {}
         self.slots.__exit__()
         self._attach(trials)
         for slot, trial in enumerate(trials):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.base import TextEmbedding, TrainingData
+from bench.base import Bucket, TextEmbedding, TrainingData
+from bench.buckets import Place
 from bench.config import TrialConfig
 from bench.denoising import NUM_TIMESTEPS, Batch
 
@@ -32,11 +33,13 @@ class Draw:
 
 
 def draw(data: TrainingData, config: TrialConfig, step: int) -> Draw:
-    """Of one trial's batch; its own permutations show every image equally often."""
+    """Of one trial's batch; its own permutations show every image of a bucket equally often."""
     size, generator = config.batch_size, stream(config.seed, "step", step)
-    shape = (size, *data.mean.shape[1:])
+    place = data.schedule(size).place(step)
+    images = data.buckets[place.bucket]
+    shape = (size, *images.mean.shape[1:])
     return Draw(
-        index=torch.tensor(_indices(len(data), config.seed, step * size, size)),
+        index=torch.tensor(_indices(len(images), config.seed, place, size)),
         posterior=torch.randn(shape, generator=generator),
         noise=torch.randn(shape, generator=generator),
         timesteps=torch.randint(NUM_TIMESTEPS, (size,), generator=generator),
@@ -50,27 +53,28 @@ def together(draws: Sequence[Draw]) -> Draw:
     return Draw(*(torch.cat(parts) for parts in zip(*(one.tensors for one in draws), strict=True)))
 
 
-def batch(data: TrainingData, drawn: Draw) -> Batch:
+def batch(images: Bucket, empty: TextEmbedding, drawn: Draw) -> Batch:
     """What the drawn numbers mean, on the device where all of them lie."""
     index, dropped = drawn.index, drawn.dropped
     text = TextEmbedding(
-        torch.where(dropped.view(-1, 1, 1), data.empty.hidden, data.text.hidden[index]),
-        torch.where(dropped.view(-1, 1), data.empty.pooled, data.text.pooled[index]),
+        torch.where(dropped.view(-1, 1, 1), empty.hidden, images.text.hidden[index]),
+        torch.where(dropped.view(-1, 1), empty.pooled, images.text.pooled[index]),
     )
-    latents = data.mean[index] + data.std[index] * drawn.posterior
+    latents = images.mean[index] + images.std[index] * drawn.posterior
     return Batch(latents, drawn.noise, drawn.timesteps, text)
 
 
-def _indices(num_images: int, seed: int, start: int, count: int) -> list[int]:
-    """Positions start … start + count of an endless row of permutations of the images."""
+def _indices(num_images: int, seed: int, place: Place, count: int) -> list[int]:
+    """`count` positions, from the place on, of an endless row of permutations of a bucket's images."""
+    row = f"order {place.bucket}" if place.bucket else "order"
     orders: dict[int, list[int]] = {}
     result = []
-    for position in range(start, start + count):
-        number, place = divmod(position, num_images)
+    for position in range(place.start, place.start + count):
+        number, rank = divmod(position, num_images)
         if number not in orders:
-            generator = stream(seed, "order", number)
+            generator = stream(seed, row, number)
             orders[number] = torch.randperm(num_images, generator=generator).tolist()
-        result.append(orders[number][place])
+        result.append(orders[number][rank])
     return result
 
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import ThreadpoolController
 
-from bench.base import BaseModel, TextEmbedding, fit
+from bench.base import BaseModel, TextEmbedding
+from bench.buckets import fit
 from bench.dataset import Dataset, Example
 from bench.errors import TrialError
 from bench.prompts import Prompt, scored_text

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.base import BaseModel, TextEmbedding, TrainingData, concatenate
+from bench.base import BaseModel, Bucket, TextEmbedding, concatenate
 from bench.denoising import Batch, DenoisingLoss
 from bench.scoring import memorization
 from bench.scoring.metrics import Score
@@ -20,13 +20,14 @@ MAX_PIXELS = 8 * 1024**2
 class LossGap:
     """The same pictures, timesteps and noises for the base and for every adapter."""
 
-    def __init__(self, base: BaseModel, train: TrainingData, held_out: TrainingData) -> None:
+    def __init__(self, base: BaseModel, train: Bucket, held_out: Bucket) -> None:
+        """Pictures of one size, of which the first are taken."""
         self._base = base
         self._objective = DenoisingLoss(base)
         self._num_train = min(len(train), NUM_PICTURES)
-        num_held_out = min(len(held_out), NUM_PICTURES)
-        self._latents = torch.cat([train.mean[: self._num_train], held_out.mean[:num_held_out]])
-        self._text = concatenate([train.text[: self._num_train], held_out.text[:num_held_out]])
+        parts = [pictures[:NUM_PICTURES] for pictures in (train, held_out)]
+        self._latents = torch.cat([part.mean for part in parts])
+        self._text = concatenate([part.text for part in parts])
         generator = torch.Generator().manual_seed(NOISE_SEED)
         shape = (len(TIMESTEPS), *self._latents.shape)
         self._noise = torch.randn(shape, generator=generator).to(base.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.base import BaseModel, TrainingData, load_base
+from bench.base import BaseModel, Bucket, TrainingData, load_base
 
 
 @pytest.fixture(scope="session")
@@ -98,9 +98,9 @@ def data(base: BaseModel) -> TrainingData:
     """Ten images' worth of latents with captions."""
     generator = torch.Generator().manual_seed(1)
     shape = (10, *base.latent_shape)
-    return TrainingData(
+    images = Bucket(
         mean=torch.randn(shape, generator=generator),
         std=torch.rand(shape, generator=generator) / 10,
         text=base.encode_prompts([f"{letter} red apple" for letter in string.ascii_lowercase[:10]]),
-        empty=base.encode_empty(),
     )
+    return TrainingData(buckets=(images,), empty=base.encode_empty())

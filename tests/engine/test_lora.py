@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_training_equals_plain_peft_with_torch_adamw(
     objective = DenoisingLoss(plain)
     for step in range(4 * 10 // config.batch_size):
         optimizer.zero_grad()
-        objective(batch(data, draw(data, config, step))).mean().backward()
+        objective(batch(data.buckets[0], data.empty, draw(data, config, step))).mean().backward()
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), config.max_grad_norm)
         optimizer.step()
     assert_close(ours, {name: parameter.detach() for name, parameter in parameters.items()})
@@ -156,8 +157,8 @@ def test_the_base_is_left_as_it_was(base: BaseModel, data: TrainingData) -> None
 
 def test_merging_for_drawing_changes_no_output(base: BaseModel, data: TrainingData) -> None:
     for _ in train(base, data, iter(CONFIGS[:2]), [4], len(CONFIGS[:2])):
-        latents = data.mean[:2].repeat(2, 1, 1, 1)
-        arguments = (latents, torch.full((4,), 500), data.text[[0, 1, 0, 1]])
+        latents = data.buckets[0].mean[:2].repeat(2, 1, 1, 1)
+        arguments = (latents, torch.full((4,), 500), data.buckets[0].text[[0, 1, 0, 1]])
         with torch.no_grad():
             assert base.attached
             base.attached.focus([0, 1])
@@ -198,7 +199,7 @@ def test_a_listed_module_that_the_base_lacks_is_refused(base: BaseModel) -> None
 
 
 def test_two_epochs_of_few_images_may_end_at_the_same_step(base: BaseModel, data: TrainingData) -> None:
-    few = TrainingData(mean=data.mean[:2], std=data.std[:2], text=data.text[:2], empty=data.empty)
+    few = replace(data, buckets=(data.buckets[0][:2],))
     rungs = [
         (rung.epoch(0), len(rung.losses[0]))
         for rung in train(base, few, iter(CONFIGS[:1]), [1, 2, 4], len(CONFIGS[:1]))

@@ -4,32 +4,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.base import BaseModel, TrainingData
+from bench.base import BaseModel, Bucket, TrainingData
 from bench.config import TrialConfig
 from bench.scoring.losses import LossGap
 from trainers.loop import train
 
 
-def held_out(base: BaseModel, data: TrainingData) -> TrainingData:
+def gap_of(base: BaseModel, data: TrainingData) -> LossGap:
     generator = torch.Generator().manual_seed(9)
-    mean = torch.randn(data.mean.shape, generator=generator)
-    return TrainingData(mean=mean, std=data.std, text=data.text, empty=data.empty)
+    (train,) = data.buckets
+    held_out = Bucket(mean=torch.randn(train.mean.shape, generator=generator), std=train.std, text=train.text)
+    return LossGap(base, train, held_out)
 
 
 def test_the_base_has_no_gap_beyond_its_own(base: BaseModel, data: TrainingData) -> None:
-    gap = LossGap(base, data, held_out(base, data))
+    gap = gap_of(base, data)
     score = gap.score(gap.losses(1)[0])
     assert score.value == 0
     assert (score.num_images, score.extractor) == (20, "UNet")
 
 
 def test_the_same_pictures_and_noises_every_time(base: BaseModel, data: TrainingData) -> None:
-    first, second = (LossGap(base, data, held_out(base, data)).losses(1) for _ in range(2))
+    first, second = (gap_of(base, data).losses(1) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
 def test_slots_have_the_losses_they_have_alone(base: BaseModel, data: TrainingData) -> None:
-    gap = LossGap(base, data, held_out(base, data))
+    gap = gap_of(base, data)
     configs = [TrialConfig(rank=4, alpha=8, learning_rate=1e-2, epochs=1, seed=seed) for seed in (1, 2)]
     packed = trained_losses(gap, base, data, configs)
     for slot, config in enumerate(configs):
@@ -38,7 +39,7 @@ def test_slots_have_the_losses_they_have_alone(base: BaseModel, data: TrainingDa
 
 
 def test_learning_by_heart_opens_the_gap(base: BaseModel, data: TrainingData) -> None:
-    gap = LossGap(base, data, held_out(base, data))
+    gap = gap_of(base, data)
     config = TrialConfig(
         rank=16, alpha=32, learning_rate=5e-3, epochs=150, target_modules="all", batch_size=10
     )

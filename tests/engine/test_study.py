@@ -12,6 +12,7 @@ import optuna
 import pytest
 import torch
 import yaml
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -316,6 +317,31 @@ def test_the_winner_can_be_trained_again_from_its_file(
         winner.config.epochs,
     )
     assert {tensor.shape[0] for key, tensor in adapter.items() if "lora_A" in key} == {config.rank}
+
+
+def test_pictures_of_several_shapes_are_trained_on_and_squares_scored(search: Search, tmp_path: Path) -> None:
+    folder, generator = tmp_path / "shapes", np.random.default_rng(0)
+    folder.mkdir()
+    for number, letter in enumerate("abcdefghijklmnopqrst"):
+        shape = [(40, 40, 3), (40, 90, 3), (60, 40, 3)][number % 3]
+        image = Image.fromarray(generator.integers(0, 256, shape, np.uint8))
+        image.save(folder / f"{letter}.png")
+        (folder / f"{letter}.txt").write_text(f"{letter} picture")
+    shapes = []
+
+    def watching(base: BaseModel, data: TrainingData, *arguments: Any) -> Iterator[Rung]:
+        shapes.append([tuple(bucket.mean.shape[2:]) for bucket in data.buckets])
+        yield from train(base, data, *arguments)
+
+    one = {"finalists": 1, "seeds": 1}
+    run = search(watching, trials=1, data=str(folder), buckets=True, floor=0, confirm=one)
+    assert all(found == [(20, 12), (16, 16), (10, 22)] for found in shapes) and shapes
+    (trial,) = run.trials()
+    assert trial.state == "complete"
+    assert len(read_losses(trial.path)) == trial.config.epochs * 3  # a batch of each shape
+    drawn = image_files(epoch_folder(trial.path, trial.config.epochs))
+    with Image.open(next(iter(drawn))) as image:
+        assert image.size == (32, 32)
 
 
 def test_the_same_seed_gives_the_same_search(search: Search, tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def few_pictures(folder: Path) -> None:
 
 
 def make_adapters(base: BaseModel, data: TrainingData, folder: Path) -> None:
-    one = replace(data, mean=data.mean[:1].expand_as(data.mean), std=data.std[:1].expand_as(data.std))
+    (all_pictures,) = data.buckets
+    first = torch.zeros(len(data), dtype=torch.long)
+    one = replace(data, buckets=(replace(all_pictures[first], text=all_pictures.text),))
     trained: dict[str, tuple[TrainingData, TrialConfig]] = {
         "1-sound": (data, SOUND),
         "2-over-trained": (data, SOUND.model_copy(update={"epochs": 400, "learning_rate": 2e-3})),
