@@ -143,8 +143,7 @@ class BaseModel:
         quicken(self.unet)
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
-            for module in (self.unet, self.vae):
-                module.to(memory_format=torch.channels_last)
+            self.unet.to(memory_format=torch.channels_last)
 
     @property
     def vae(self) -> Any:
@@ -159,6 +158,8 @@ class BaseModel:
     def _encoder(self, part: str) -> Any:
         if getattr(self._pipe, part) is None:
             module = self._load_encoder(part).to(self.device)
+            if part == "vae" and self.device.type == "cuda":
+                module = module.to(memory_format=torch.channels_last)
             setattr(self._pipe, part, module.requires_grad_(False).eval())
         return getattr(self._pipe, part)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from bench.base import BaseModel, TrainingData
 from bench.config import TrialConfig
@@ -118,9 +119,11 @@ class Pack:
 
     def __init__(self, base: BaseModel, data: TrainingData, trials: Sequence[Trial]) -> None:
         self._base, self._data = base, data
-        self._drawn: dict[int, Draw] = {}
-        self._graphs: dict[int, Compute] = {}
-        """By bucket, as `_drawn`."""
+        self._unet: Any = base.unet
+        self._drawn: dict[tuple[int, int], Draw] = {}
+        self._graphs: dict[tuple[int, int], Compute] = {}
+        """By bucket and number of samples, as `_drawn`."""
+        self._num_parts, self._checkpoints = 1, False
         self._places: list[Trial | None] = []
         """By slot."""
         self._objective = DenoisingLoss(base)
@@ -132,6 +135,8 @@ class Pack:
 
     def __exit__(self, *details: object) -> None:
         self.slots.__exit__(*details)
+        if self._checkpoints:
+            self._unet.disable_gradient_checkpointing()
 
     @property
     def trials(self) -> list[Trial]:
@@ -141,11 +146,11 @@ class Pack:
         return self._places.index(trial)
 
     def advance(self, on_step: Callable[[int], None]) -> None:
-        """To the next step at which some trial stands at a rung."""
+        """To the next step at which some trial stands at a rung; raises torch.OutOfMemoryError."""
         number = min(trial.ends[0][1] - trial.step for trial in self.trials)
         history, running = [], deque[Any]()
         for _ in range(number):
-            history.append(self._step())
+            history.append(self._step_in_memory())
             if self._base.device.type == "cuda":
                 running.append(torch.cuda.current_stream().record_event())
                 if len(running) > AHEAD:
@@ -156,34 +161,61 @@ class Pack:
                 if trial:
                     trial.losses.extend(values)
 
+    def _step_in_memory(self) -> torch.Tensor:
+        """A step; one trial alone that does not fit takes less memory and more time, to the same end."""
+        while True:
+            try:
+                return self._step()
+            except torch.OutOfMemoryError:
+                if len(self.slots) > 1 or not self._thriftier():
+                    raise
+            self._attach_again(self.trials)  # out of the handler, whose traceback holds tensors
+
+    def _thriftier(self) -> bool:
+        """Fewer samples at once, in the end with activations computed again; False if nothing is left."""
+        size = self.slots.configs[0].batch_size
+        if self._num_parts < size:
+            self._num_parts = next(n for n in range(self._num_parts + 1, size + 1) if size % n == 0)
+        elif not self._checkpoints:
+            self._checkpoints = True
+            recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+            self._unet.enable_gradient_checkpointing(recompute)
+        else:
+            return False
+        return True
+
     def _step(self) -> torch.Tensor:
         """One update of all slots; returns their losses (K,), not yet synchronised with the host."""
         configs = self.slots.configs
         now = self.trials[0].step  # all trials began at the end of an epoch: they meet in one bucket
         steps = [trial.step if trial else now for trial in self._places]
         bucket = self._data.schedule(configs[0].batch_size).place(now).bucket
-        self._draw(bucket, steps)
-        self.slots.train(self._drawn[bucket].keys.view(len(configs), -1))
-        if bucket not in self._graphs:
-            self._graphs[bucket] = captured(partial(self._compute, bucket), self.slots.pool)
-        losses, gradient = self._graphs[bucket]()
+        pairs = zip(configs, steps, strict=True)
+        draws = [draw(self._data, config, step).split(self._num_parts) for config, step in pairs]
+        found = [self._gradient(bucket, together(parts)) for parts in zip(*draws, strict=True)]
+        losses = torch.stack([losses for losses, _ in found]).mean(dim=0)
+        gradient = found[0][1] if len(found) == 1 else torch.stack([g for _, g in found]).mean(dim=0)
         self._optimizer.update(self.slots.weights, gradient, configs, steps)
         for trial in self.trials:
             trial.step += 1
-        return losses.clone()
+        return losses
 
-    def _draw(self, bucket: int, steps: Sequence[int]) -> None:
-        """The samples of a step, where the bucket's graph reads them."""
-        pairs = zip(self.slots.configs, steps, strict=True)
-        drawn = together([draw(self._data, config, step) for config, step in pairs])
-        if bucket not in self._drawn:
-            self._drawn[bucket] = Draw(*(tensor.to(self._base.device) for tensor in drawn.tensors))
-        for here, there in zip(self._drawn[bucket].tensors, drawn.tensors, strict=True):
+    def _gradient(self, bucket: int, drawn: Draw) -> tuple[torch.Tensor, ...]:
+        """Losses (K,) and gradient (K, P) of a part of the batch; the next part overwrites nothing."""
+        key = bucket, len(drawn.index)
+        if key not in self._drawn:
+            self._drawn[key] = Draw(*(tensor.to(self._base.device) for tensor in drawn.tensors))
+        for here, there in zip(self._drawn[key].tensors, drawn.tensors, strict=True):
             here.copy_(there.pin_memory() if here.is_cuda else there, non_blocking=True)
+        self.slots.train(self._drawn[key].keys.view(len(self.slots), -1))
+        if key not in self._graphs:
+            self._graphs[key] = captured(partial(self._compute, *key), self.slots.pool)
+        losses, gradient = self._graphs[key]()
+        return (losses, gradient) if self._num_parts == 1 else (losses.clone(), gradient.clone())
 
-    def _compute(self, bucket: int) -> tuple[torch.Tensor, ...]:
+    def _compute(self, bucket: int, size: int) -> tuple[torch.Tensor, ...]:
         """Losses (K,) and gradient (K, P) of the drawn samples."""
-        samples = batch(self._data.buckets[bucket], self._data.empty, self._drawn[bucket])
+        samples = batch(self._data.buckets[bucket], self._data.empty, self._drawn[bucket, size])
         losses = self._objective(samples).view(len(self.slots), -1).mean(dim=1)
         return losses.detach(), self.slots.gradient(losses.sum())
 
@@ -231,7 +263,7 @@ class Pack:
     def _attach(self, trials: Sequence[Trial]) -> None:
         self._places = list(trials)
         configs = [trial.config for trial in trials]
-        self.slots = Slots(self._base.unet, configs, configs[0].batch_size)
+        self.slots = Slots(self._base.unet, configs, math.ceil(configs[0].batch_size / self._num_parts))
         self._optimizer = AdamW(self.slots.weights)
         self._drawn, self._graphs = {}, {}
 

@@ -31,6 +31,12 @@ class Draw:
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return self.index, self.posterior, self.noise, self.timesteps, self.dropped, self.keys
 
+    def split(self, number: int) -> "list[Draw]":
+        """In `number` parts, which must divide the samples."""
+        return [
+            Draw(*parts) for parts in zip(*(tensor.chunk(number) for tensor in self.tensors), strict=True)
+        ]
+
 
 def draw(data: TrainingData, config: TrialConfig, step: int) -> Draw:
     """Of one trial's batch; its own permutations show every image of a bucket equally often."""

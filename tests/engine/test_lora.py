@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,6 +140,40 @@ def test_configs_are_taken_when_a_slot_is_free(base: BaseModel, data: TrainingDa
 
     seen = [list(taken) for _ in train(base, data, configs(), [4], 1)]
     assert seen == [[0], [0, 1], [0, 1, 2]]
+
+
+@pytest.mark.parametrize(("samples", "dropout"), [(2, 0.0), (1, 0.0), (0, 0.3)])
+def test_a_trial_that_does_not_fit_is_trained_in_less_memory(
+    base: BaseModel, data: TrainingData, monkeypatch: pytest.MonkeyPatch, samples: int, dropout: float
+) -> None:
+    """`samples` fit at once; with 0, one does, if its activations are computed again."""
+    config = CONFIGS[1].model_copy(update={"dropout": dropout})
+    plain = trained(base, data, [config])[0]
+    predict = base.predict
+
+    def small_card(latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+        fits = len(latents) <= samples if samples else base.unet.is_gradient_checkpointing
+        if not fits:
+            raise torch.OutOfMemoryError
+        return predict(latents, *rest)
+
+    if dropout:  # masks are drawn batch by batch on a CPU
+        config = config.model_copy(update={"batch_size": 1})
+        plain = trained(base, data, [config])[0]
+    monkeypatch.setattr(base, "predict", small_card)
+    assert_close(trained(base, data, [config])[0], plain)
+    assert not base.unet.is_gradient_checkpointing
+
+
+def test_what_no_thrift_makes_fit_is_out_of_memory(
+    base: BaseModel, data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_card(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(base, "predict", no_card)
+    with pytest.raises(torch.OutOfMemoryError):
+        trained(base, data, CONFIGS[:1])
 
 
 def test_a_stopped_trial_does_not_go_on(base: BaseModel, data: TrainingData) -> None:
