@@ -98,7 +98,8 @@ class Confirmation:
 
     def _retrain(self, configs: Mapping[str, TrialConfig]) -> None:
         jobs = [job for label, config in configs.items() for job in self._jobs(label, config)]
-        todo = sorted((job for job in jobs if not job.ended), key=lambda job: job.config.epochs)
+        # The longest first: what is left at the end is short.
+        todo = sorted((job for job in jobs if not job.ended), key=lambda job: -job.config.epochs)
         self.packs.progress.total(self.packs.done + self._work(len(todo)))
         self.packs.train(todo, self.exams["dev"], self.run.space.rungs)
 
@@ -198,7 +199,7 @@ class Confirmation:
 
     def _first_failure(self) -> str:
         records = self.run.confirmations() + self.run.trials()
-        reasons = [record.reason for record in records if record.reason]
+        reasons = [record.reason for record in records if record.state == "failed"]
         return f"; the first failure: {reasons[0]}" if reasons else ""
 
     def _write_floor(self, default: TrialConfig) -> Floor | None:

@@ -51,7 +51,7 @@ WRITERS = 16
 THUMBNAIL = 256
 """Longest side in pixels of a training picture that is kept to be shown."""
 Split = Literal["dev", "test", "probe", "floor"]
-State = Literal["running", "complete", "failed"]
+State = Literal["running", "complete", "pruned", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,9 +133,9 @@ class TrialRecord:
     origin: str
     """`default` (the configuration to beat), `sampled`, or `confirm`."""
     reason: str | None = None
-    """Why it failed."""
+    """Why it failed, or the rank for which it was pruned."""
     seconds: float | None = None
-    """Wall-clock seconds of training and scoring, shared by the trials of its pack."""
+    """Wall-clock seconds from its start to its end, shared by the trials beside it."""
     epochs: tuple[int, ...] = ()
     """Epochs that have been scored, ascending."""
 

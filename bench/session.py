@@ -38,7 +38,7 @@ from bench.run import NAME, Metadata, PromptRecord, Run, Split, adapter_label, s
 from bench.scoring.embed import Scorer, load_scorer
 from bench.scoring.exam import Exam, Networks, prepare
 from bench.scoring.judge import find_judge
-from bench.scoring.losses import NUM_PICTURES, LossGap
+from bench.scoring.losses import NUM_PICTURES, Denoising, HeldOutLoss, LossGap
 from bench.scoring.measure import MIN_SET
 from bench.scoring.metrics import METRICS
 from bench.space import ModuleChoices, SearchSpace, modules_to_text
@@ -97,15 +97,19 @@ class Session:
     def exam(self, split: Split, packs: Packs) -> Exam:
         """The Exam of a split; draws the base's images if the folder does not hold them yet."""
         packs.progress.status(f"drawing the base's images for the {split} prompts")
-        loss_gap = self._loss_gap(packs.data) if split == "probe" else None
+        denoising = self._denoising(split, packs.data)
         prompts = self.prompts[split]
-        return prepare(self.run, split, prompts, self.dataset, self.base, self.networks, loss_gap)
+        return prepare(self.run, split, prompts, self.dataset, self.base, self.networks, denoising)
 
     def exams(self, packs: Packs) -> dict[Split, Exam]:
         return {split: self.exam(split, packs) for split in self.prompts if self.prompts[split]}
 
-    def _loss_gap(self, train: TrainingData) -> LossGap:
-        return LossGap(self.base, train, encode(self.base, self.dataset.test[:NUM_PICTURES]))
+    def _denoising(self, split: Split, train: TrainingData) -> Denoising | None:
+        if split == "probe":
+            return LossGap(self.base, train, encode(self.base, self.dataset.test[:NUM_PICTURES]))
+        if split == "dev" and self.run.space.prune.held_out_loss:
+            return HeldOutLoss(self.base, encode(self.base, self.dataset.dev[:NUM_PICTURES]))
+        return None
 
 
 def run_search(command: Command) -> Run:
