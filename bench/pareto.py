@@ -53,7 +53,7 @@ def rank_of(point: Point, points: Sequence[Point], directions: Sequence[Directio
 def _fronts(values: NDArray[np.float64]) -> NDArray[np.int64]:
     """Number of the front of each row of values (n, objectives), higher being better; 0 is the first."""
     a, b = values[:, None], values[None]
-    dominates: NDArray[np.bool_] = (a >= b).all(axis=2) & (a > b).any(axis=2)
+    dominates: NDArray[np.bool_] = np.all(a >= b, axis=2) & np.any(a > b, axis=2)
     front, number = np.full(len(values), -1), 0
     while -1 in front:
         left = front < 0
