@@ -51,9 +51,11 @@ class PlainProgress:
 
     def slots(self, rows: Sequence[str]) -> None:
         """Those that are new."""
-        for row in rows:
-            if row not in self._rows:
-                self.line(f"training {row} ({self._pace.time_left})")
+        new = [row for row in rows if row not in self._rows]
+        for row in new:
+            self.line(f"training {row}")
+        if new:
+            self.line(self._pace.time_left)
         self._rows = rows
 
     def best(self, text: str) -> None:
