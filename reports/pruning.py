@@ -58,8 +58,8 @@ def _agreement(run: Run, result: Result | None) -> list[str]:
     return [
         f"The dev prompts were drawn with {found.rung_steps} sampler steps, the test prompts with "
         f"{found.steps}: the rank correlation (Kendall's tau) between the {label} of a retraining on the "
-        f"two is {number(found.tau, 2, signed=True)}, over {plural(found.num_trainings, 'retraining')}. The prompts "
-        "differ too, and all were trained from a few configurations, so that this is a lower bound."
+        f"two is {number(found.tau, 2, signed=True)}, over {plural(found.num_trainings, 'retraining')}. "
+        "The prompts differ too, and all were trained from a few configurations: a hint, no proof."
     ]
 
 

@@ -32,8 +32,6 @@ from bench.space import SearchSpace
 HERE = Path(__file__).parent
 SLOTS = 8
 NUM_TRIALS = 64
-MOST_TRIALS = 256
-"""At which a search that has not found the target is given up."""
 FINALISTS = 2
 FRESH = ("fresh-1", "fresh-2")
 NUM_IMAGES = 48
@@ -66,6 +64,8 @@ class Method:
     nested: bool
     prune: Mapping[str, object]
     """Of the space."""
+    most_trials: int = 128
+    """At which a search that has not found the target is given up."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -98,7 +98,7 @@ def random_sampling(seed: int, num_random: int) -> optuna.samplers.BaseSampler:
 OFF = {"fraction": 0}
 OURS = "TPE, nested, pruned"
 METHODS = (
-    Method(name="random", sampling=random_sampling, nested=False, prune=OFF),
+    Method(name="random", sampling=random_sampling, nested=False, prune=OFF, most_trials=256),
     Method(name="TPE", sampling=tpe, nested=False, prune=OFF),
     Method(name="TPE, nested", sampling=tpe, nested=True, prune=OFF),
     Method(name=OURS, sampling=tpe, nested=True, prune={}),
@@ -245,9 +245,7 @@ class Outcome:
 
 
 def replayed(table: Mapping[Key, Row], method: Method, seed: int, cost: Cost) -> list[Step]:
-    return list(
-        Replay(table, method, seed, cost).steps(MOST_TRIALS if method.name == "random" else NUM_TRIALS)
-    )
+    return list(Replay(table, method, seed, cost).steps(method.most_trials))
 
 
 def outcome(method: Method, seed: int, steps: Sequence[Step], target: float) -> Outcome:
