@@ -47,7 +47,8 @@ class Standings:
             return None
         rank = rank_of(points[label], list(points.values()), self._directions, self._column)
         standing = Standing(epoch=epoch, rank=rank, of=len(points))
-        return standing if rank > len(points) * (1 - self._prune.fraction) else None
+        most = math.floor(len(points) * self._prune.fraction)
+        return standing if rank > len(points) - most else None
 
 
 def is_control(number: int, prune: Prune) -> bool:

@@ -10,9 +10,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "efficiency"))
 
 import replay  # noqa: E402
-from table import EPOCHS, MODULES, ROLES, Key, Row, append_rows, grid, read_table  # noqa: E402
+from table import EPOCHS, MODULES, ROLES, Key, Row, Work, append_pace, append_rows, grid, read_table  # noqa: E402
 
-COST = replay.Cost(sample=dict.fromkeys(MODULES, 1.0), image=dict.fromkeys(MODULES, 0.0), held_out=0.0)
+FREE = dict.fromkeys(MODULES, 0.0)
+COST = replay.Cost(sample=dict.fromkeys(MODULES, 1.0), image=FREE, held_out=FREE)
 METHODS = {method.name: method for method in replay.METHODS}
 
 
@@ -43,6 +44,16 @@ def test_a_table_is_read_as_it_was_written(table: dict[Key, Row], tmp_path: Path
     assert list(read) == [(row.cell, row.role, row.epoch) for row in rows]
     for row in rows:
         assert read[row.cell, row.role, row.epoch].scores == pytest.approx(row.scores, rel=1e-4, nan_ok=True)
+
+
+def test_the_pace_is_that_of_all_pieces_together(tmp_path: Path) -> None:
+    kinds = ("trained sample", "image of 12 steps", "image of 6 steps", "image scored", "held-out loss")
+    for seconds in (2.0, 4.0):
+        work = [Work(k, m, seconds * (10 if "12" in k else 1), 3) for k in kinds for m in MODULES]
+        append_pace(tmp_path / "table.csv", work)
+    cost = replay.cost_of(tmp_path / "table.csv")
+    assert cost.sample == dict.fromkeys(MODULES, 1.0)
+    assert cost.image == dict.fromkeys(MODULES, 2.0)
 
 
 def test_seconds_are_those_of_the_trained_samples(table: dict[Key, Row]) -> None:

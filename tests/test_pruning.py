@@ -48,7 +48,7 @@ def test_nobody_stops_before_enough_trials_were_scored_at_that_epoch() -> None:
     assert stopped(found, 4) == []
 
 
-@pytest.mark.parametrize(("fraction", "expected"), [(0, []), (0.25, [3]), (0.5, [2, 3])])
+@pytest.mark.parametrize(("fraction", "expected"), [(0, []), (0.25, [3]), (0.45, [3]), (0.5, [2, 3])])
 def test_at_most_the_fraction_stops(fraction: float, expected: list[int]) -> None:
     found = standings(fraction=fraction)
     add(found, 0.9, 0.8, 0.7, 0.6)

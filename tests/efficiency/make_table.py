@@ -4,13 +4,13 @@
 
 Each configuration is trained with the search's seed and scored on the dev prompts at every rung (with the
 sampler's rung_steps, at the end with all steps too, and the held-out loss), and with two fresh seeds scored
-on the test prompts. Prints what trained samples and drawn images cost, by set of target modules.
+on the test prompts. Beside the table, in FILE.pace.csv, are the seconds that it took by kind of work and
+set of target modules; their means are printed. What is in the table is not trained again.
 """
 
 import argparse
 import math
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -19,7 +19,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from table import EPOCHS, ROLES, SCORES, Cell, Row, append_rows, grid, read_table
+from table import (
+    EPOCHS,
+    ROLES,
+    SCORES,
+    Cell,
+    Row,
+    Work,
+    append_pace,
+    append_rows,
+    grid,
+    read_pace,
+    read_table,
+)
 
 from bench.base import TrainingData
 from bench.cli import command_of
@@ -39,25 +51,6 @@ WARM = 1.15
 
 
 @dataclass(kw_only=True)
-class Pace:
-    """Seconds of work, by kind of work and modules."""
-
-    seconds: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
-    units: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
-
-    def add(self, kind: str, modules: str, seconds: float, units: float) -> None:
-        self.seconds[kind, modules] += seconds
-        self.units[kind, modules] += units
-
-    def __str__(self) -> str:
-        lines = [f"{'ms':>9}  {'number':>8}  of"]
-        for (kind, modules), units in sorted(self.units.items()):
-            each = 1000 * self.seconds[kind, modules] / units
-            lines.append(f"{each:9.3f}  {units:8.0f}  {kind}, {modules}")
-        return "\n".join(lines)
-
-
-@dataclass(kw_only=True)
 class Maker:
     """Trains cells and appends their rows to the file."""
 
@@ -69,7 +62,8 @@ class Maker:
     test: Exam
     slots: int
     ends: float
-    pace: Pace = field(default_factory=Pace)
+    pace: list[Work] = field(default_factory=list)
+    """Of the pack that is being made."""
     pack_seconds: float = 0.0
     trained: int = 0
 
@@ -85,6 +79,8 @@ class Maker:
             began = time.monotonic()
             self._make_pack(cells[start : start + self.slots], role)
             self.pack_seconds = time.monotonic() - began
+            append_pace(self.file, self.pace)
+            self.pace.clear()
             print(f"{role} {cells[0].modules}: {self.trained} trained, {self.pack_seconds:.1f} s", flush=True)
 
     def _make_pack(self, cells: Sequence[Cell], role: str) -> None:
@@ -101,7 +97,7 @@ class Maker:
             if rung is None:
                 break
             samples = steps[0] * configs[0].batch_size
-            self.pace.add("trained sample", modules, time.monotonic() - began, samples)
+            self._did("trained sample", modules, began, samples)
             append_rows(self.file, self._rows(rung, cells, configs, role))
         self.trained += len(cells)
 
@@ -116,8 +112,10 @@ class Maker:
         for slot, scores in enumerate(self._drawn(self.dev if role == "search" else self.test, rows)):
             rows[slot] = replace(rows[slot], **scores)
         if role == "search":
+            began = time.monotonic()
             for slot, losses in enumerate(self.dev.denoise(len(rows))):
                 rows[slot] = replace(rows[slot], held_out_loss=float(losses.mean()))
+            self._did("held-out loss", rows[0].modules, began, len(rows))
             if all(row.epoch == max(EPOCHS) for row in rows):
                 for slot, scores in enumerate(self._drawn(self.dev_full, rows)):
                     full = {f"full_{name}": value for name, value in scores.items()}
@@ -129,15 +127,18 @@ class Maker:
         began = time.monotonic()
         images = exam.draw(len(rows))
         kind = f"image of {exam.sampler.steps} steps"
-        self.pace.add(kind, rows[0].modules, time.monotonic() - began, len(rows) * exam.num_images)
+        self._did(kind, rows[0].modules, began, len(rows) * exam.num_images)
         began = time.monotonic()
         features = exam.networks.scorer.embed_images(images.reshape(-1, *images.shape[2:]))
         found = [
             scores_of(exam, drawn, seen)
             for drawn, seen in zip(images, np.split(features, len(rows)), strict=True)
         ]
-        self.pace.add("image scored", "any", time.monotonic() - began, len(rows) * exam.num_images)
+        self._did("image scored", rows[0].modules, began, len(rows) * exam.num_images)
         return found
+
+    def _did(self, kind: str, modules: str, began: float, units: int) -> None:
+        self.pace.append(Work(kind, modules, time.monotonic() - began, units))
 
 
 def scores_of(exam: Exam, images: NDArray[np.uint8], features: NDArray[np.float32]) -> dict[str, float]:
@@ -180,7 +181,7 @@ def main() -> None:
             ends=ends,
         )
         make_all(maker, list(grid())[:: given.every])
-    print(maker.pace)
+    print_pace(given.out)
 
 
 def make_all(maker: Maker, cells: Sequence[Cell]) -> None:
@@ -193,6 +194,12 @@ def make_all(maker: Maker, cells: Sequence[Cell]) -> None:
                 maker.make([cell for cell in same if (cell, role, max(EPOCHS)) not in done], role)
     left = sum((c, role, max(EPOCHS)) not in read_table(maker.file) for c in cells for role in ROLES)
     print(f"{len(ROLES) * len(cells) - left} of {len(ROLES) * len(cells)} trainings are in {maker.file}")
+
+
+def print_pace(file: Path) -> None:
+    print(f"{'ms':>9}  {'number':>8}  of")
+    for work in read_pace(file).values():
+        print(f"{1000 * work.seconds / work.units:9.3f}  {work.units:8}  {work.kind}, {work.modules}")
 
 
 if __name__ == "__main__":

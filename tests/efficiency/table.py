@@ -102,6 +102,38 @@ def append_rows(file: Path, rows: Iterable[Row]) -> None:
             writer.writerow(_text(value) for value in astuple(row))
 
 
+class Work(NamedTuple):
+    """Seconds that some work of one kind took, on adapters of one set of modules."""
+
+    kind: str
+    modules: str
+    seconds: float
+    units: int
+
+
+def append_pace(table: Path, work: Iterable[Work]) -> None:
+    """Beside the table."""
+    file = table.with_suffix(".pace.csv")
+    new = not file.exists()
+    with file.open("a", newline="") as lines:
+        writer = csv.writer(lines, lineterminator="\n")
+        if new:
+            writer.writerow(Work._fields)
+        writer.writerows((kind, modules, f"{seconds:.4f}", units) for kind, modules, seconds, units in work)
+
+
+def read_pace(table: Path) -> dict[tuple[str, str], Work]:
+    """All work of a kind on the same modules added up."""
+    found: dict[tuple[str, str], Work] = {}
+    with table.with_suffix(".pace.csv").open(newline="") as lines:
+        for line in csv.DictReader(lines):
+            key = line["kind"], line["modules"]
+            before = found.get(key, Work(*key, 0.0, 0))
+            seconds, units = before.seconds + float(line["seconds"]), before.units + int(line["units"])
+            found[key] = Work(*key, seconds, units)
+    return found
+
+
 def _text(value: object) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.5g}"
