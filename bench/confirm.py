@@ -7,7 +7,7 @@ of the retrainings is, a little: a lucky one is lucky on both.
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench import run as runs
 from bench.config import TrainingConfig, TrialConfig
@@ -16,10 +16,11 @@ from bench.files import replacing, write_text
 from bench.floor import Floor, measure_floor
 from bench.packs import Job, Packs
 from bench.pareto import Point, finalists
-from bench.run import Candidate, Evaluation, Result, Run, Split, TrialRecord
+from bench.run import Agreement, Candidate, Evaluation, Result, Run, Split, TrialRecord
 from bench.scoring.exam import Exam
 from bench.scoring.measure import combine
 from bench.scoring.metrics import METRICS, Score, best
+from bench.scoring.statistics import rank_correlation
 
 FRESH_SEED = 1_000_000
 """Added to the run's seed for the first confirmation: no trial of the search trains on such a seed."""
@@ -52,6 +53,7 @@ class Confirmation:
             self._candidate(label, chosen[label], by_epoch[label], searched.get(label)) for label in chosen
         ]
         result = self._result([candidate for candidate in candidates if candidate], seconds())
+        result = replace(result, agreement=self._agreement(chosen))
         self._write_floor(chosen["default"])
         self.run.write_result(result)
         self._write_winner(result)
@@ -98,7 +100,8 @@ class Confirmation:
 
     def _retrain(self, configs: Mapping[str, TrialConfig]) -> None:
         jobs = [job for label, config in configs.items() for job in self._jobs(label, config)]
-        todo = sorted((job for job in jobs if not job.ended), key=lambda job: job.config.epochs)
+        # The longest first: what is left at the end is short.
+        todo = sorted((job for job in jobs if not job.ended), key=lambda job: -job.config.epochs)
         self.packs.progress.total(self.packs.done + self._work(len(todo)))
         self.packs.train(todo, self.exams["dev"], self.run.space.rungs)
 
@@ -196,9 +199,25 @@ class Confirmation:
             seconds=seconds,
         )
 
+    def _agreement(self, chosen: Mapping[str, TrialConfig]) -> Agreement | None:
+        sampler, metric = self.run.space.sampler, self.run.space.select_by
+        if sampler.at_rungs == sampler:
+            return None
+        dev, test = [], []
+        for label, config in chosen.items():
+            for record, evaluations in self._examined(label, config):
+                dev.append(values_of(record, config.epochs, [metric])[0])
+                test.append(evaluations[0].scores[metric].value)
+        return Agreement(
+            rung_steps=sampler.at_rungs.steps,
+            steps=sampler.steps,
+            tau=rank_correlation(dev, test),
+            num_trainings=len(dev),
+        )
+
     def _first_failure(self) -> str:
         records = self.run.confirmations() + self.run.trials()
-        reasons = [record.reason for record in records if record.reason]
+        reasons = [record.reason for record in records if record.state == "failed"]
         return f"; the first failure: {reasons[0]}" if reasons else ""
 
     def _write_floor(self, default: TrialConfig) -> Floor | None:

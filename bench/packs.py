@@ -1,7 +1,8 @@
 """Packs: jobs that train, and adapters that are examined, side by side; each one's end is recorded."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,31 +28,35 @@ IMAGE_STEP = 0.3
 
 
 class Rung(Protocol):
-    """A pack of trials standing still at an epoch, its adapters attached to the base."""
+    """Trials standing still at an epoch at which they are scored; all other slots wait."""
 
     @property
     def alive(self) -> Sequence[int]:
-        """Index of the config of each trial that stands at a rung, in the order in which they are drawn."""
+        """Indices of the trials that stand at a rung now, in the order in which they are attached."""
 
     @property
     def diverged(self) -> Sequence[int]:
-        """Of each trial whose loss is no longer finite; it has left."""
+        """Indices of the trials whose loss is no longer finite; they have left their slots."""
 
     @property
-    def losses(self) -> Mapping[int, Sequence[float]]:
-        """Training loss of every step, by index of the config."""
+    def losses(self) -> Mapping[int, Sequence[float]] | Sequence[Sequence[float]]:
+        """Training loss of every step so far, by index; the last is not finite if the trial diverged."""
 
     def epoch(self, index: int) -> int:
-        """At which a trial stands."""
+        """At which an alive trial stands."""
 
     def stop(self, index: int) -> None:
-        """The trial of config `index` does not go on."""
+        """The trial does not go on."""
 
     def save_adapter(self, index: int, path: Path) -> None: ...
 
 
 class Trainer(Protocol):
-    """Trains configs side by side; see `trainers.loop.train`."""
+    """Trains configs side by side, the next as soon as a slot is free; see `trainers.loop.train`.
+
+    The index of a config is its position in the order in which they were taken from `configs`; `on_step(n)`
+    says that n trials made one step.
+    """
 
     def __call__(
         self,
@@ -98,6 +103,49 @@ class Job:
     config: TrialConfig
     origin: str
     ended: bool = False
+    started: float = 0.0
+    """Seconds of a monotonic clock."""
+
+
+@dataclass(kw_only=True)
+class _Queue:
+    """Jobs as a trainer takes them: those that start again first."""
+
+    waiting: Iterator[Job]
+    again: deque[Job] = field(default_factory=deque)
+    taken: list[Job] = field(default_factory=list)
+    """By index."""
+    broken: Exception | None = None
+    """Raised where the next job was to be found: no fault of the trials that are running."""
+
+    def fill(self) -> bool:
+        """Whether there is another job."""
+        if not self.again and (job := next(self.waiting, None)):
+            self.again.append(job)
+        return bool(self.again)
+
+    def configs(self, start: Callable[[Job], None]) -> Iterator[TrialConfig]:
+        while self._filled():
+            job = self.again.popleft()
+            self.taken.append(job)
+            start(job)
+            yield job.config
+
+    @property
+    def running(self) -> list[Job]:
+        return [job for job in self.taken if not job.ended]
+
+    def restart(self) -> None:
+        """Those that are running start again, in their order."""
+        self.again.extendleft(reversed(self.running))
+        self.taken = []
+
+    def _filled(self) -> bool:
+        try:
+            return self.fill()
+        except Exception as error:
+            self.broken = error
+            raise
 
 
 @dataclass(kw_only=True)
@@ -113,6 +161,8 @@ class Packs:
     on_end: Callable[[Job], None] = lambda job: None
     """Called once for each job whose end has been recorded."""
     on_score: Callable[[Job, int, Evaluation], None] = lambda job, epoch, evaluation: None
+    stops: Callable[[Job, int], str | None] = lambda job, epoch: None
+    """Why a job does not go on after an epoch, or None; asked once all that stand at a rung are scored."""
     done: float = field(default=0.0, init=False)
     """Units of work done in this session."""
     refused: dict[Path, str] = field(default_factory=dict, init=False)
@@ -120,75 +170,113 @@ class Packs:
 
     # Training
 
-    def train(self, jobs: Sequence[Job], exam: Exam, rungs: Sequence[int]) -> None:
-        """Train jobs side by side, score them at each rung, and record how each one ends."""
-        for start in range(0, len(jobs), self.num_slots):
-            self._train(jobs[start : start + self.num_slots], exam, rungs)
+    def train(self, jobs: Iterable[Job], exam: Exam, rungs: Sequence[int]) -> None:
+        """Train jobs side by side, score them at each rung, and record how each one ends.
 
-    def _train(self, jobs: Sequence[Job], exam: Exam, rungs: Sequence[int]) -> None:
-        for job in jobs:
-            runs.start_trial(job.folder, job.config, job.origin)
-        started, too_many = time.monotonic(), False
-        self.progress.slots([f"{job.folder.name}  {describe(job.config)}" for job in jobs])
+        A job is asked for when a slot is free for it, so that it may depend on all that has been scored.
+        """
+        queue = _Queue(waiting=iter(jobs))
+        while queue.fill():
+            self._train(queue, exam, rungs)
+        self.progress.slots([])
+
+    def _train(self, queue: _Queue, exam: Exam, rungs: Sequence[int]) -> None:
+        """Until there are no more jobs, or until the trainer breaks."""
+        broken: str | None = None
         try:
-            self._train_pack(jobs, exam, rungs, started)
+            self._train_all(queue, exam, rungs)
         except (OSError, SafetensorError) as error:
             # The machine's fault, not the trial's: its trials stay `running` and start again next time.
             raise _machine(error) from None
-        except Exception as error:  # the trial boundary: a pack that breaks must not end the study
-            too_many = isinstance(error, torch.OutOfMemoryError) and len(jobs) > 1
-            for job in () if too_many else jobs:
-                self._end(job, started, f"{type(error).__name__}: {_one_line(error)}")
-        if too_many:
-            self._say_halved(len(jobs))
-            for half in _halves([job for job in jobs if not job.ended]):
-                self._train(half, exam, rungs)
+        except Exception as error:  # the trial boundary: what breaks here must not end the study
+            if error is queue.broken:
+                raise
+            if not isinstance(error, torch.OutOfMemoryError) or self.num_slots == 1:
+                broken = f"{type(error).__name__}: {_one_line(error)}"
+            else:
+                self._halve()
+        if broken:
+            self._end_broken(queue, broken)
+        queue.restart()
 
-    def _train_pack(self, jobs: Sequence[Job], exam: Exam, rungs: Sequence[int], started: float) -> None:
-        if not jobs:
-            return
+    def _train_all(self, queue: _Queue, exam: Exam, rungs: Sequence[int]) -> None:
+        def start(job: Job) -> None:
+            job.started = time.monotonic()
+            runs.start_trial(job.folder, job.config, job.origin)
+            self._show(queue)
 
-        batch_size = jobs[0].config.batch_size
+        def on_step(num_trials: int) -> None:
+            self._count(num_trials * queue.taken[0].config.batch_size)
+            self.progress.status(f"training {num_trials} side by side")
 
-        def on_step(number: int) -> None:
-            self._count(number * batch_size)
-            self.progress.status(f"training {number} side by side")
+        configs = queue.configs(start)
+        for rung in self.trainer(self.base, self.data, configs, rungs, self.num_slots, on_step):
+            self._score(rung, queue, exam)
+            self._show(queue)
 
-        configs = iter([job.config for job in jobs])
-        for rung in self.trainer(self.base, self.data, configs, rungs, len(jobs), on_step):
-            self._score(rung, jobs, exam, started)
+    def _show(self, queue: _Queue) -> None:
+        self.progress.slots([f"{job.folder.name}  {describe(job.config)}" for job in queue.running])
 
-    def _score(self, rung: Rung, jobs: Sequence[Job], exam: Exam, started: float) -> None:
-        for index in (*rung.alive, *rung.diverged):
-            runs.write_losses(jobs[index].folder, rung.losses[index])
+    def _end_broken(self, queue: _Queue, reason: str) -> None:
+        """A trainer that broke before it took a job broke on the first one."""
+        if not queue.running:
+            job = queue.again.popleft()
+            runs.start_trial(job.folder, job.config, job.origin)
+            queue.taken.append(job)
+        for job in queue.running:
+            self._end(job, "failed", reason)
+
+    def _score(self, rung: Rung, queue: _Queue, exam: Exam) -> None:
+        for index in (*rung.diverged, *rung.alive):
+            runs.write_losses(queue.taken[index].folder, rung.losses[index])
         for index in rung.diverged:
-            steps = len(rung.losses[index])
-            self._end(jobs[index], started, f"the loss was no longer finite at step {steps}")
+            reason = f"the loss was no longer finite at step {len(rung.losses[index])}"
+            self._end(queue.taken[index], "failed", reason)
         if not rung.alive:
             return
         self.progress.status(f"scoring {len(rung.alive)} trials")
-        for index, images in zip(rung.alive, self._draw(exam, len(rung.alive)), strict=True):
-            job, epoch = jobs[index], rung.epoch(index)
-            folder = runs.epoch_folder(job.folder, epoch)
-            try:
-                evaluation = exam.score(images)
-                with replacing(runs.adapter_file(job.folder, epoch)) as temporary:
-                    rung.save_adapter(index, temporary)
-                runs.write_evaluation(folder, evaluation, images)
-                self.on_score(job, epoch, evaluation)
-            except TrialError as error:
-                self._end(job, started, str(error))
-                rung.stop(index)
-            if job.config.epochs == epoch:
-                self._end(job, started)
+        images, losses = self._draw(exam, len(rung.alive))
+        for slot, index in enumerate(rung.alive):
+            self._score_one(rung, index, queue.taken[index], exam, images[slot], losses[slot])
+        for index in rung.alive:
+            self._end_at(rung, index, queue.taken[index])
 
-    def _end(self, job: Job, started: float, reason: str | None = None) -> None:
+    def _score_one(
+        self,
+        rung: Rung,
+        index: int,
+        job: Job,
+        exam: Exam,
+        images: NDArray[np.uint8],
+        losses: NDArray[np.float64],
+    ) -> None:
+        epoch = rung.epoch(index)
+        try:
+            evaluation = exam.score(images, losses)
+            with replacing(runs.adapter_file(job.folder, epoch)) as temporary:
+                rung.save_adapter(index, temporary)
+            runs.write_evaluation(runs.epoch_folder(job.folder, epoch), evaluation, images)
+            self.on_score(job, epoch, evaluation)
+        except TrialError as error:
+            self._end(job, "failed", str(error))
+            rung.stop(index)
+
+    def _end_at(self, rung: Rung, index: int, job: Job) -> None:
+        """End a trial that has come to its last epoch, or that is not to go on."""
         if job.ended:
             return
+        epoch = rung.epoch(index)
+        if job.config.epochs == epoch:
+            self._end(job, "complete")
+        elif reason := self.stops(job, epoch):
+            self._end(job, "pruned", reason)
+            rung.stop(index)
+
+    def _end(self, job: Job, state: runs.State, reason: str | None = None) -> None:
         job.ended = True
-        runs.end_trial(job.folder, "failed" if reason else "complete", time.monotonic() - started, reason)
+        runs.end_trial(job.folder, state, time.monotonic() - job.started, reason)
         if reason:
-            self.progress.line(f"{job.folder.name} failed: {reason}")
+            self.progress.line(f"{job.folder.name} {state}: {reason}")
         self.on_end(job)
 
     # Examining what has been trained
@@ -231,9 +319,7 @@ class Packs:
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """Images and denoising losses of each adapter."""
         with self.attach(self.base, [file for file, _ in adapters]):
-            images = self._draw(exam, len(adapters))
-            losses = exam.loss_gap.losses(len(adapters)) if exam.loss_gap else np.empty((len(adapters), 0))
-        return images, losses
+            return self._draw(exam, len(adapters))
 
     # How much work there is
 
@@ -244,10 +330,8 @@ class Packs:
         """Of one training that is not known yet, scored on `exam` at each rung that it passes."""
         return sum(rungs) / len(rungs) * len(self.data) + self.drawing(exam) * (len(rungs) + 1) / 2
 
-    def training(self, jobs: Sequence[Job]) -> float:
-        return float(sum(job.config.epochs for job in jobs) * len(self.data))
-
-    def _draw(self, exam: Exam, num_slots: int) -> NDArray[np.uint8]:
+    def _draw(self, exam: Exam, num_slots: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """Images and denoising losses through each attached adapter."""
         units, drawn = self.drawing(exam) * num_slots, 0.0
 
         def on_progress(fraction: float) -> None:
@@ -255,11 +339,15 @@ class Packs:
             self._count(units * (fraction - drawn))
             drawn = fraction
 
-        return exam.draw(num_slots, on_progress)
+        return exam.draw(num_slots, on_progress), exam.denoise(num_slots)
 
     def _count(self, units: float) -> None:
         self.done += units
         self.progress.advance(units)
+
+    def _halve(self) -> None:
+        self._say_halved(self.num_slots)
+        self.num_slots //= 2
 
     def _say_halved(self, number: int) -> None:
         self.progress.line(f"out of memory with {number} trials side by side: going on with half of them")

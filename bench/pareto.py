@@ -1,7 +1,10 @@
-"""Which points of a search are worth retraining."""
+"""Which points of a search are worth retraining, and how all of them rank."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bench.scoring.metrics import Direction
 
@@ -30,6 +33,33 @@ def finalists(
     for point in ranked:
         best.setdefault(point.label, point)
     return list(best.values())[:num_finalists]
+
+
+def rank_of(point: Point, points: Sequence[Point], directions: Sequence[Direction], column: int) -> int:
+    """1 + the points that are better than `point`, one of `points`: in an earlier front, or in the same front
+    and better in objective `column`.
+
+    Fronts as of non-dominated sorting, Deb et al. 2002 (NSGA-II): the first holds what nothing dominates, the
+    next what nothing dominates once those are gone.
+    """
+    signs = np.array([1 if direction == "maximize" else -1 for direction in directions])
+    values = np.array([p.values for p in points]) * signs
+    front, goodness = _fronts(values), values[:, column]
+    own = list(points).index(point)
+    better = (front < front[own]) | ((front == front[own]) & (goodness > goodness[own]))
+    return 1 + int(better.sum())
+
+
+def _fronts(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Number of the front of each row of values (n, objectives), higher being better; 0 is the first."""
+    a, b = values[:, None], values[None]
+    dominates: NDArray[np.bool_] = np.all(a >= b, axis=2) & np.any(a > b, axis=2)
+    front, number = np.full(len(values), -1), 0
+    while -1 in front:
+        left = front < 0
+        front[left & ~dominates[left].any(axis=0)] = number
+        number += 1
+    return front
 
 
 def _dominates(a: Point, b: Point, directions: Sequence[Direction]) -> bool:

@@ -38,6 +38,7 @@ class PlainProgress:
         self._console = console
         self._pace = Pace()
         self._started = time.monotonic()
+        self._rows: Sequence[str] = ()
 
     def total(self, units: float) -> None:
         self._pace.plan(units)
@@ -49,9 +50,13 @@ class PlainProgress:
         """Nothing: a changing status has no place in a log."""
 
     def slots(self, rows: Sequence[str]) -> None:
-        for row in rows:
+        """Those that are new."""
+        new = [row for row in rows if row not in self._rows]
+        for row in new:
             self.line(f"training {row}")
-        self.line(self._pace.time_left)
+        if new:
+            self.line(self._pace.time_left)
+        self._rows = rows
 
     def best(self, text: str) -> None:
         self.line(f"best so far: {text} ({self._pace.time_left})")

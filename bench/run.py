@@ -51,7 +51,7 @@ WRITERS = 16
 THUMBNAIL = 256
 """Longest side in pixels of a training picture that is kept to be shown."""
 Split = Literal["dev", "test", "probe", "floor"]
-State = Literal["running", "complete", "failed"]
+State = Literal["running", "complete", "pruned", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,9 +133,9 @@ class TrialRecord:
     origin: str
     """`default` (the configuration to beat), `sampled`, or `confirm`."""
     reason: str | None = None
-    """Why it failed."""
+    """Why it failed, or the rank for which it was pruned."""
     seconds: float | None = None
-    """Wall-clock seconds of training and scoring, shared by the trials of its pack."""
+    """Wall-clock seconds from its start to its end, shared by the trials beside it."""
     epochs: tuple[int, ...] = ()
     """Epochs that have been scored, ascending."""
 
@@ -164,6 +164,20 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """Do scores of images of fewer sampler steps rank adapters as scores of those of all steps do?"""
+
+    rung_steps: int
+    """Of the dev prompts."""
+    steps: int
+    """Of the test prompts."""
+    tau: float | None
+    """Kendall's, between the dev and the test score of each retraining; None where one of them does not vary.
+    The prompts differ too."""
+    num_trainings: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
     """result.json: the outcome of a search. No choice in it rests on a test prompt."""
 
@@ -173,6 +187,8 @@ class Result:
     select_by: str
     seconds: float
     """Wall-clock seconds of the whole search, resumed parts added up."""
+    agreement: Agreement | None = None
+    """None where all images were drawn with the same steps."""
 
     def candidate(self, label: str) -> Candidate | None:
         """None if that could not be confirmed."""
@@ -267,7 +283,8 @@ class Run:
         data = read_json(file)
         with reading(file):
             candidates = tuple(_candidate(candidate) for candidate in data.pop("candidates"))
-            return Result(**data, candidates=candidates)
+            agreement = data.pop("agreement", None)
+            return Result(**data, candidates=candidates, agreement=agreement and Agreement(**agreement))
 
     # Writing
 

@@ -39,7 +39,7 @@ from bench.run import NAME, Metadata, PromptRecord, Run, Split, adapter_label, s
 from bench.scoring.embed import Scorer, load_scorer
 from bench.scoring.exam import Exam, Networks, prepare
 from bench.scoring.judge import find_judge
-from bench.scoring.losses import NUM_PICTURES, LossGap
+from bench.scoring.losses import NUM_PICTURES, Denoising, HeldOutLoss, LossGap
 from bench.scoring.measure import MIN_SET
 from bench.scoring.metrics import METRICS
 from bench.space import ModuleChoices, SearchSpace, modules_to_text
@@ -98,9 +98,9 @@ class Session:
     def exam(self, split: Split, packs: Packs) -> Exam:
         """The Exam of a split; draws the base's images if the folder does not hold them yet."""
         packs.progress.status(f"drawing the base's images for the {split} prompts")
-        loss_gap = self._loss_gap(packs) if split == "probe" else None
+        denoising = self._denoising(split, packs)
         prompts = self.prompts[split]
-        return prepare(self.run, split, prompts, self.dataset, self.base, self.networks, loss_gap)
+        return prepare(self.run, split, prompts, self.dataset, self.base, self.networks, denoising)
 
     def exams(self, packs: Packs, splits: Iterable[Split] | None = None) -> dict[Split, Exam]:
         """The Exams of these splits (or of all); after them, no text is left to encode."""
@@ -109,12 +109,16 @@ class Session:
         self.base.release_encoders()
         return exams
 
-    def _loss_gap(self, packs: Packs) -> LossGap:
+    def _denoising(self, split: Split, packs: Packs) -> Denoising | None:
         """Of squares, as everything that is scored."""
-        known = None if self.run.space.buckets else packs.data
-        train = known or encode(self.base, self.dataset.train[:NUM_PICTURES])
-        held_out = encode(self.base, self.dataset.test[:NUM_PICTURES])
-        return LossGap(self.base, train.buckets[0], held_out.buckets[0])
+        if split == "probe":
+            known = None if self.run.space.buckets else packs.data
+            train = known or encode(self.base, self.dataset.train[:NUM_PICTURES])
+            held_out = encode(self.base, self.dataset.test[:NUM_PICTURES])
+            return LossGap(self.base, train.buckets[0], held_out.buckets[0])
+        if split == "dev" and self.run.space.prune.held_out_loss:
+            return HeldOutLoss(self.base, encode(self.base, self.dataset.dev[:NUM_PICTURES]).buckets[0])
+        return None
 
 
 def run_search(command: Command) -> Run:

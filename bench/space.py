@@ -124,6 +124,19 @@ class Sampler(Spec):
 
     steps: int = Field(20, ge=1, le=1000)
     guidance: Number = Field(5.0, ge=0)
+    rung_steps: int | None = Field(None, ge=1, le=1000)
+    """Steps on the dev prompts, which only choose; `steps` if left out."""
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> "Sampler":
+        if self.rung_steps is not None and self.rung_steps > self.steps:
+            raise ValueError(f"rung_steps must be at most steps, {self.steps}, got {self.rung_steps}")
+        return self
+
+    @property
+    def at_rungs(self) -> "Sampler":
+        """As images are drawn on the dev prompts."""
+        return self.model_copy(update={"steps": self.rung_steps or self.steps})
 
 
 MIN_UNRELATED = 32
@@ -159,6 +172,19 @@ class Prompts(Spec):
     file: str | None = Field(None, min_length=1)
     """A YAML file, from the working directory, that lists texts by kind; kinds that it leaves out are bundled
     or made from the data."""
+
+
+class Prune(Spec):
+    """Which trials stop early: the last at a rung, by non-dominated rank. The default never does."""
+
+    fraction: Number = Field(0.25, ge=0, le=0.5)
+    """Of the trials scored at the same epoch, the last ones stop; 0 turns pruning off."""
+    after: int = Field(8, ge=2)
+    """Trials that must have been scored at that epoch before one stops."""
+    controls: Number = Field(0.2, ge=0, le=1)
+    """Share of trials that go on whatever their rank: they show what pruning would have missed."""
+    held_out_loss: bool = False
+    """Measure the denoising loss of held-out pictures too, and rank by it as by one more objective."""
 
 
 class Confirm(Spec):
@@ -220,6 +246,7 @@ class SearchSpace(Spec):
     """The objective that ranks finalists and names the winner."""
     prompts: Prompts = Prompts()
     sampler: Sampler = Sampler()
+    prune: Prune = Prune()
     confirm: Confirm = Confirm()
     floor: int = Field(3, ge=0, le=1000)
     """Trainings of the default that the noise floor is measured from, two at least; 0 measures none."""

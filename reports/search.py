@@ -19,7 +19,7 @@ from bench.run import (
 )
 from bench.scoring.metrics import METRICS, Score
 from bench.scoring.preservation import MARGIN
-from reports import figures, floor, page, parallel, proof, tables
+from reports import figures, floor, page, parallel, proof, pruning, tables
 from reports.images import Column, Grid, column, grid
 from reports.trials import Point, best, best_so_far, front, importances, read_points, scored
 from reports.verdict import contests, verdict, winner_of
@@ -69,6 +69,7 @@ def render(run: Run) -> str:
         grid=images(run, result, points),
         split="test" if result else "dev",
         trials=tables.trials(run.space, points),
+        rungs=pruning.sentences(run, result),
         importances=weight,
         origins=tables.origins(run.metadata),
         costs=tables.costs(run, result),

@@ -282,7 +282,9 @@ def costs(run: Run, result: Result | None) -> list[tuple[str, str]]:
     """What the search took."""
     records = run.trials()
     states = [record.state for record in records]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in ("complete", "failed", "running") if s in states)
+    counts = ", ".join(
+        f"{states.count(s)} {s}" for s in ("complete", "pruned", "failed", "running") if s in states
+    )
     return [
         ("whole search", duration(result.seconds) if result else "not finished"),
         ("trials", f"{len(records)} of {run.space.trials}" + (f": {counts}" if counts else "")),

@@ -4,7 +4,7 @@ import numpy as np
 import optuna
 import pytest
 
-from bench.pareto import Point, finalists, non_dominated
+from bench.pareto import Point, finalists, non_dominated, rank_of
 from bench.scoring.metrics import Direction
 
 DIRECTIONS: list[Direction] = ["maximize", "minimize"]
@@ -34,3 +34,16 @@ def test_finalists_are_the_best_by_one_objective_each_trial_once() -> None:
     assert finalists(mine, DIRECTIONS, 0, 3) == [mine[0], mine[2]]
     assert finalists(mine, DIRECTIONS, 1, 1) == [mine[2]]
     assert finalists([], DIRECTIONS, 0, 3) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ranks_are_by_front_then_by_one_objective(seed: int) -> None:
+    """Against peeling the fronts off one by one with Optuna's own."""
+    from optuna.study._multi_objective import _fast_non_domination_rank
+
+    mine = points(seed)
+    values = np.array([[-p.values[0], p.values[1]] for p in mine])  # all to be minimised
+    fronts = _fast_non_domination_rank(values)
+    keys = [(front, row[0]) for front, row in zip(fronts, values, strict=True)]
+    expected = [1 + sum(other < key for other in keys) for key in keys]
+    assert [rank_of(point, mine, DIRECTIONS, 0) for point in mine] == expected

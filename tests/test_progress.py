@@ -9,6 +9,7 @@ from bench.progress import LiveProgress, PlainProgress, show_progress
 
 def events(progress: LiveProgress | PlainProgress) -> None:
     progress.total(100)
+    progress.slots(["0000  rank 8"])
     progress.slots(["0000  rank 8", "0001  rank 4"])
     progress.status("training 2 side by side: step 1 of 9")
     progress.advance(50)
@@ -23,6 +24,7 @@ def test_a_pipe_gets_plain_lines() -> None:
     lines = output.getvalue().splitlines()
     assert "\x1b" not in output.getvalue()
     assert lines[0] == "[0:00] training 0000  rank 8"
+    assert sum("training 0001" in line for line in lines) == 1
     assert lines[-2] == "[0:00] 0001 epoch 4: similarity 0.5 [not markup]"
     assert "best so far: 0001 epoch 4: similarity 0.5 (about 0:00 left)" in lines[-1]
 

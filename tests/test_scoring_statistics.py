@@ -11,6 +11,7 @@ from bench.scoring.statistics import (
     jackknife,
     mean_stderr,
     paired_test,
+    rank_correlation,
     swap_test,
 )
 
@@ -153,3 +154,9 @@ def test_an_error_that_is_known_makes_the_interval_of_a_swap_test() -> None:
 def test_differences_that_are_equal_but_for_rounding_have_a_narrow_interval() -> None:
     test = paired_test(0.1 + np.array([0, 1e-17, -1e-17, 3e-17, 0, 0]))
     assert test.low == pytest.approx(0.1) and test.high == pytest.approx(0.1)
+
+
+def test_rank_correlation_counts_pairs_that_agree() -> None:
+    assert rank_correlation([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx((5 - 1) / 6)
+    assert rank_correlation([1, 1], [1, 2]) is None
+    assert rank_correlation([1], [1]) is None

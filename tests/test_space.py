@@ -218,3 +218,25 @@ def test_a_training_config_is_written_with_the_guide_s_names_and_read_back() -> 
     read = parse(text, TrainingConfig, "x")
     assert read.module_endings == PRESETS["all"]
     assert read.model_copy(update={"target_modules": "all"}) == config
+
+
+def test_rungs_may_be_drawn_with_fewer_steps() -> None:
+    assert space(sampler={"steps": 12, "rung_steps": 6}).sampler.at_rungs.steps == 6
+    assert space(sampler={"steps": 12}).sampler.at_rungs.steps == 12
+    with pytest.raises(UsageError, match="sampler: .*rung_steps must be at most steps, 12, got 13"):
+        space(sampler={"steps": 12, "rung_steps": 13})
+
+
+@pytest.mark.parametrize(
+    ("prune", "message"),
+    [
+        ({"fraction": 0.9}, "prune.fraction: .*less than or equal to 0.5"),
+        ({"after": 1}, "prune.after: .*greater than or equal to 2"),
+        ({"controls": -1}, "prune.controls"),
+        ({"quickly": True}, "prune.quickly"),
+    ],
+)
+def test_pruning_is_gentle_or_off(prune: dict[str, Any], message: str) -> None:
+    assert space(prune={"fraction": 0}).prune.fraction == 0
+    with pytest.raises(UsageError, match=message):
+        space(prune=prune)

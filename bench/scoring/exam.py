@@ -30,7 +30,7 @@ from bench.run import (
 )
 from bench.scoring.embed import FeatureNetwork, Scorer, inception_features
 from bench.scoring.generate import generate
-from bench.scoring.losses import LossGap
+from bench.scoring.losses import Denoising
 from bench.scoring.measure import Reference, View, check_images, evaluate, evaluate_probes
 from bench.space import Sampler
 
@@ -59,8 +59,8 @@ class Exam:
     """Of each prompt."""
     reference: Reference
     base_images: NDArray[np.uint8] | None
-    loss_gap: LossGap | None = None
-    """Measured on the adapters too, of probes."""
+    denoising: Denoising | None = None
+    """Measured on the adapters too: the gap of the loss, of probes; the held-out loss, at rungs."""
 
     @property
     def num_images(self) -> int:
@@ -72,16 +72,20 @@ class Exam:
         """Images (num_slots, prompts × seeds, height, width, 3) through the attached adapters."""
         return generate(self.base, self.text, self.empty, self.seeds, self.sampler, num_slots, on_progress)
 
+    def denoise(self, num_slots: int) -> NDArray[np.float64]:
+        """Losses (num_slots, pictures) through the attached adapters; of no pictures if none are measured."""
+        return self.denoising.losses(num_slots) if self.denoising else np.empty((num_slots, 0))
+
     def score(self, images: NDArray[np.uint8], losses: NDArray[np.float64] | None = None) -> Evaluation:
-        """One adapter's images (and denoising losses, of probes) -> its Evaluation.
+        """One adapter's images (and denoising losses) -> its Evaluation.
 
         Raises TrialError for images that must not be scored.
         """
         check_images(images, self.base_images, self.reference.num_seeds)
         with _one_thread().limit(limits=1, user_api="blas"):
             evaluation = self._evaluate(images)
-        if self.loss_gap and losses is not None:
-            evaluation.scores["loss_gap"] = self.loss_gap.score(losses)
+        if self.denoising and losses is not None:
+            evaluation.scores[self.denoising.name] = self.denoising.score(losses)
         if any(not np.isfinite(score.value) for score in evaluation.scores.values()):
             raise TrialError("a score is not a finite number")
         return evaluation
@@ -109,7 +113,7 @@ def prepare(
     dataset: Dataset,
     base: BaseModel,
     networks: Networks,
-    loss_gap: LossGap | None = None,
+    denoising: Denoising | None = None,
 ) -> Exam:
     """The Exam of a split; draws and scores the base's images unless the run folder holds them."""
     num_seeds = len(prompts[0].seeds)
@@ -118,14 +122,14 @@ def prepare(
         split=split,
         base=base,
         networks=networks,
-        sampler=run.space.sampler,
+        sampler=run.space.sampler.at_rungs if split == "dev" else run.space.sampler,
         text=base.encode_prompts(texts)[np.repeat(np.arange(len(texts)), num_seeds)],
         empty=base.encode_empty(),
         seeds=tuple(seed for prompt in prompts for seed in prompt.seeds),
         kinds=tuple(prompt.kind for prompt in prompts),
         reference=_reference(run, split, prompts, dataset, base, networks),
         base_images=None,
-        loss_gap=loss_gap,
+        denoising=denoising,
     )
     images, evaluation = _base_evaluation(run, split, exam)
     inception = inception_features(images) if split in ("dev", "test") else None

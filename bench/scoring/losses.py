@@ -1,4 +1,6 @@
-"""LossGap: does an adapter predict the noise on its training pictures better than on held-out ones?"""
+"""Denoising losses of adapters on fixed pictures, timesteps and noises: the same chance for all of them."""
+
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -8,6 +10,7 @@ from bench.base import BaseModel, Bucket, TextEmbedding, concatenate
 from bench.denoising import Batch, DenoisingLoss
 from bench.scoring import memorization
 from bench.scoring.metrics import Score
+from bench.scoring.statistics import mean_stderr
 
 TIMESTEPS = (100, 300, 500, 700)
 NUM_PICTURES = 32
@@ -17,28 +20,34 @@ MAX_BATCH = {"cpu": 64, "mps": 64, "cuda": 256}
 MAX_PIXELS = 8 * 1024**2
 
 
-class LossGap:
+class Denoising(Protocol):
+    """A score of the losses of an adapter."""
+
+    @property
+    def name(self) -> str:
+        """Of the metric."""
+
+    def losses(self, num_slots: int) -> NDArray[np.float64]:
+        """Of each picture through each of the attached adapters, (num_slots, pictures)."""
+
+    def score(self, losses: NDArray[np.float64]) -> Score:
+        """Of one adapter's losses."""
+
+
+class FixedLosses:
     """The same pictures, timesteps and noises for the base and for every adapter."""
 
-    def __init__(self, base: BaseModel, train: Bucket, held_out: Bucket) -> None:
-        """Pictures of one size, of which the first are taken."""
-        self._base = base
+    def __init__(self, base: BaseModel, latents: torch.Tensor, text: TextEmbedding) -> None:
+        """`latents` (n, …) and the conditioning of their n captions."""
+        self._base, self._latents, self._text = base, latents, text
         self._objective = DenoisingLoss(base)
-        self._num_train = min(len(train), NUM_PICTURES)
-        parts = [pictures[:NUM_PICTURES] for pictures in (train, held_out)]
-        self._latents = torch.cat([part.mean for part in parts])
-        self._text = concatenate([part.text for part in parts])
         generator = torch.Generator().manual_seed(NOISE_SEED)
-        shape = (len(TIMESTEPS), *self._latents.shape)
+        shape = (len(TIMESTEPS), *latents.shape)
         self._noise = torch.randn(shape, generator=generator).to(base.device)
-        self._base_losses = self.losses(1)[0]
 
     @torch.no_grad()
     def losses(self, num_slots: int) -> NDArray[np.float64]:
-        """Loss of each picture, the mean over timesteps, through the attached adapters.
-
-        Shape (num_slots, train + held-out pictures).
-        """
+        """Loss of each picture, the mean over timesteps, through the attached adapters (num_slots, n)."""
         if self._base.attached:
             self._base.attached.focus(range(num_slots))
         samples = min(MAX_BATCH[self._base.device.type], MAX_PIXELS // self._base.resolution**2)
@@ -63,6 +72,24 @@ class LossGap:
             text=TextEmbedding(text.hidden.repeat(num_slots, 1, 1), text.pooled.repeat(num_slots, 1)),
         )
 
+
+class LossGap:
+    """Does an adapter predict the noise on its training pictures better than on held-out ones?"""
+
+    name = "loss_gap"
+
+    def __init__(self, base: BaseModel, train: Bucket, held_out: Bucket) -> None:
+        """Pictures of one size, of which the first are taken."""
+        self._num_train = min(len(train), NUM_PICTURES)
+        parts = [pictures[:NUM_PICTURES] for pictures in (train, held_out)]
+        latents = torch.cat([part.mean for part in parts])
+        self._fixed = FixedLosses(base, latents, concatenate([part.text for part in parts]))
+        self._base_losses = self.losses(1)[0]
+
+    def losses(self, num_slots: int) -> NDArray[np.float64]:
+        """Of train + held-out pictures, through the attached adapters."""
+        return self._fixed.losses(num_slots)
+
     def score(self, losses: NDArray[np.float64]) -> Score:
         """The gap of one adapter, beyond the base's own."""
         n = self._num_train
@@ -71,4 +98,33 @@ class LossGap:
         )
         return Score(
             value=value, stderr=stderr, num_images=len(losses), num_prompts=len(losses), extractor="UNet"
+        )
+
+
+class HeldOutLoss:
+    """How well does an adapter predict the noise on pictures that it was not trained on?"""
+
+    name = "held_out_loss"
+
+    def __init__(self, base: BaseModel, held_out: Bucket) -> None:
+        """Pictures of which the first are taken."""
+        self._fixed = FixedLosses(base, held_out.mean[:NUM_PICTURES], held_out.text[:NUM_PICTURES])
+        self._base_losses = self.losses(1)[0]
+
+    def losses(self, num_slots: int) -> NDArray[np.float64]:
+        """Of the held-out pictures, through the attached adapters."""
+        return self._fixed.losses(num_slots)
+
+    def score(self, losses: NDArray[np.float64]) -> Score:
+        """The mean loss of one adapter; the gain is beyond the base's, picture by picture."""
+        value, stderr = mean_stderr(losses)
+        gain, gain_stderr = mean_stderr(losses - self._base_losses)
+        return Score(
+            value=value,
+            stderr=stderr,
+            num_images=len(losses),
+            num_prompts=len(losses),
+            extractor="UNet",
+            gain=gain,
+            gain_stderr=gain_stderr,
         )

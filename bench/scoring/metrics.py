@@ -276,8 +276,20 @@ PRESERVATION = (
         source="CLIP score (Hessel et al. 2021) minus the base's, same prompts and seeds; non-inferiority",
     ),
 )
+EARLY = (
+    Metric(
+        name="held_out_loss",
+        label="Loss on held-out pictures",
+        direction="minimize",
+        unit="mean squared error",
+        question="How well does the adapter denoise pictures that it was not trained on?",
+        paired=False,
+        role="shown",
+        source="the training objective at fixed timesteps and noises; an early sign at rungs, no quality",
+    ),
+)
 METRICS: dict[str, Metric] = {
-    metric.name: metric for metric in (*QUALITY, *JUDGE, *INCEPTION, *MEMORIZATION, *PRESERVATION)
+    metric.name: metric for metric in (*QUALITY, *JUDGE, *INCEPTION, *MEMORIZATION, *PRESERVATION, *EARLY)
 }
 
 

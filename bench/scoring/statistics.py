@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import permutation_test
+from scipy.stats import kendalltau, permutation_test
 from scipy.stats import t as student
 
 from bench.errors import UsageError
@@ -18,6 +18,15 @@ TIES = 1e-9
 
 SwapStatistic = Callable[[NDArray[np.intp], NDArray[np.bool_]], float]
 """A difference between two sides, from the prompts kept, and whether each prompt's sides are swapped."""
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Kendall's tau-b (Kendall 1945); None with fewer than two pairs or where one side does not vary."""
+    if len(x) < 2:
+        return None
+    with np.errstate(invalid="ignore"):
+        tau = float(kendalltau(x, y).statistic)
+    return tau if np.isfinite(tau) else None
 
 
 def mean_stderr(values: NDArray[np.float64] | Sequence[float]) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """A whole search on a tiny SDXL, real data, the bundled scorer and a real Optuna database."""
 
 import io
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -390,6 +391,129 @@ def test_a_pack_that_does_not_fit_in_memory_is_halved(search: Search) -> None:
     undisturbed = search(name="undisturbed")
     assert [trial.state for trial in run.trials()] == ["complete"] * 3
     assert [t.config for t in run.trials()][:2] == [t.config for t in undisturbed.trials()][:2]
+
+
+def failing_at_a_rung(error: BaseException, rung: int) -> Trainer:
+    """A trainer that raises `error` once, where the trials come to their `rung`-th stop, counted from 0."""
+    calls = iter(range(1000))
+
+    def trainer(
+        base: BaseModel,
+        data: TrainingData,
+        configs: Iterator[TrialConfig],
+        rungs: Sequence[int],
+        num_slots: int,
+        on_step: Callable[[int], None],
+    ) -> Iterator[Rung]:
+        first = next(calls) == 0
+        for number, stop in enumerate(train(base, data, configs, rungs, num_slots, on_step)):
+            if first and number == rung:
+                raise error
+            yield stop
+
+    return trainer
+
+
+def test_trials_that_memory_stopped_start_again_and_those_that_ended_do_not(search: Search) -> None:
+    """All end at the first rung but the default, which is in the middle of its training then."""
+    parameters = {**SPACE["parameters"], "epochs": {"choices": [1, 2]}}
+    starts = [{"epochs": 1, "learning_rate": "1e-3"}, {"epochs": 1, "learning_rate": "5e-3"}]
+    trained: list[TrialConfig] = []
+    trainer = failing_at_a_rung(torch.OutOfMemoryError("out of memory"), 1)
+    run = search(slots=3, trainer=counting(trainer, trained), start_points=starts, parameters=parameters)
+    assert [trial.state for trial in run.trials()] == ["complete"] * 3
+    searched = [config for config in trained if config.seed == 0]
+    assert [searched.count(trial.config) for trial in run.trials()] == [2, 1, 1]
+    undisturbed = search(name="undisturbed", slots=3, start_points=starts, parameters=parameters)
+    assert dict(confirmed(run)) == pytest.approx(dict(confirmed(undisturbed)), abs=1e-3)
+
+
+def counting(trainer: Trainer, trained: list[TrialConfig]) -> Trainer:
+    """Notes every config that is taken."""
+
+    def counted(
+        base: BaseModel,
+        data: TrainingData,
+        configs: Iterator[TrialConfig],
+        rungs: Sequence[int],
+        num_slots: int,
+        on_step: Callable[[int], None],
+    ) -> Iterator[Rung]:
+        def taken() -> Iterator[TrialConfig]:
+            for config in configs:
+                trained.append(config)
+                yield config
+
+        return trainer(base, data, taken(), rungs, num_slots, on_step)
+
+    return counted
+
+
+def test_a_sampler_that_breaks_is_no_trial_s_fault(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the sampler broke")
+
+    monkeypatch.setattr("bench.searcher.Searcher.ask", broken)
+    with pytest.raises(RuntimeError, match="the sampler broke"):
+        search()
+
+
+PRUNING: dict[str, Any] = {
+    "start_points": [{"learning_rate": rate} for rate in ("2e-4", "4e-4", "8e-4", "2e-3")],
+    "prune": {"fraction": 0.5, "after": 4, "controls": 0},
+    "trials": 5,
+    "slots": 5,
+}
+
+
+def test_the_last_at_a_rung_are_pruned_and_the_record_says_why(search: Search, tmp_path: Path) -> None:
+    run = search(**PRUNING)
+    pruned = [trial for trial in run.trials() if trial.state == "pruned"]
+    assert 1 <= len(pruned) <= 2
+    assert run.trials()[0].state == "complete"
+    for trial in pruned:
+        assert trial.epochs == (1,)
+        assert trial.config.epochs == 2
+        assert re.fullmatch(r"rank [45] of 5 at epoch 1", str(trial.reason))
+        assert len(read_losses(trial.path)) == 3
+    states = [trial.state for trial in study_of(run).trials]
+    assert states.count(optuna.trial.TrialState.PRUNED) == len(pruned)
+    told = {(t.user_attrs["label"], t.params["epochs"]) for t in study_of(run).trials if t.values}
+    assert told == {(trial.label, epoch) for trial in run.trials() for epoch in trial.epochs}
+    found = run.result()
+    assert found is not None
+    assert not {candidate.label for candidate in found.candidates} & {trial.label for trial in pruned}
+    before = {trial.label: (trial.state, trial.path.stat().st_mtime_ns) for trial in run.trials()}
+    after = search(**{**PRUNING, "trials": 6}).trials()
+    assert {t.label: (t.state, t.path.stat().st_mtime_ns) for t in after if t.label in before} == before
+
+
+def test_controls_and_a_space_without_pruning_prune_nothing(search: Search) -> None:
+    for prune in ({"fraction": 0}, {"fraction": 0.5, "after": 2, "controls": 1}):
+        run = search(**{**PRUNING, "prune": prune, "name": f"fraction-{prune['fraction']}"})
+        assert {trial.state for trial in run.trials()} == {"complete"}
+
+
+def test_the_held_out_loss_is_measured_at_rungs_where_it_is_wanted(search: Search) -> None:
+    run = search(prune={"held_out_loss": True})
+    for trial in run.trials():
+        for epoch in trial.epochs:
+            score = read_evaluation(epoch_folder(trial.path, epoch)).scores["held_out_loss"]
+            assert score.num_images == 32
+            assert score.gain is not None and score.gain != 0
+    without = search(name="without")
+    scores = read_evaluation(epoch_folder(without.trials()[0].path, 1)).scores
+    assert "held_out_loss" not in scores
+
+
+def test_rungs_are_drawn_with_fewer_steps_the_result_with_all(search: Search) -> None:
+    few, all_steps = (
+        search(name=name, sampler={"steps": 4, "guidance": 2, "rung_steps": steps})
+        for name, steps in (("few", 2), ("all", 4))
+    )
+    for split, same in (("dev", False), ("test", True), ("probe", True)):
+        images = [image_files(run.base_folder(split))[0].read_bytes() for run in (few, all_steps)]
+        assert (images[0] == images[1]) is same
 
 
 def test_a_full_disk_fails_no_trial(search: Search) -> None:

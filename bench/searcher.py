@@ -1,0 +1,142 @@
+"""Searcher: which configuration is tried next, and which trial stops at a rung.
+
+It knows configurations and scores, neither folders nor models, so that a search can be replayed from a table.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from bench.config import TrialConfig
+from bench.pruning import Standing, Standings
+from bench.scoring.metrics import METRICS
+from bench.space import SearchSpace
+
+End = Literal["complete", "pruned", "failed"]
+Sampling = Callable[[int, int], optuna.samplers.BaseSampler]
+"""Seed and number of random trials at the start -> a sampler."""
+
+
+def tpe(seed: int, num_random: int) -> optuna.samplers.BaseSampler:
+    """Multi-objective TPE over all parameters at once; running trials count as bad ones (constant liar).
+
+    Ozaki et al. 2022 (JAIR 73); so that several free slots are not given the same configuration.
+    """
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=num_random, constant_liar=True)
+
+
+class Searcher:
+    """Asks an Optuna study and tells it every score as soon as it is known.
+
+    A trial is known by its label, its number as text. Scores are values by metric name: all of the space's
+    objectives and, if the space prunes by it, `held_out_loss`.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        space: SearchSpace,
+        seed: int,
+        sampling: Sampling = tpe,
+        *,
+        nested: bool = True,
+    ) -> None:
+        """`nested`: the rungs that a trial passes join the study as finished trials of fewer epochs."""
+        self.study = study
+        self._space, self._seed, self._sampling, self._nested = space, seed, sampling, nested
+        self._standings = Standings(space)
+        self._running: dict[str, optuna.Trial] = {}
+        self._values: dict[tuple[str, int], tuple[float, ...]] = {}
+        known = [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get("nested")]
+        self._joined = {(str(trial.user_attrs["label"]), int(trial.params["epochs"])) for trial in known}
+        if not study.get_trials(deepcopy=False):
+            for config in (space.default, *space.starts):
+                study.enqueue_trial(space.parameters_of(config))
+
+    def ask(self, label: str) -> TrialConfig:
+        """The next configuration: the default, then the start points, then what the sampler proposes."""
+        # A sampler that starts again from its first seed would repeat its first points.
+        told = len(self.study.get_trials(deepcopy=False))
+        digest = hashlib.sha256(f"{self._seed}/{told}".encode()).digest()
+        self.study.sampler = self._sampling(int.from_bytes(digest[:4], "big"), self._space.slots)
+        trial = self.study.ask(fixed_distributions=self._space.distributions)
+        trial.set_user_attr("label", label)
+        self._running[label] = trial
+        return self._space.config_of(trial.params).model_copy(update={"seed": self._seed})
+
+    @property
+    def running(self) -> Collection[str]:
+        """Labels of the trials that were asked and have not ended."""
+        return self._running.keys()
+
+    def scored(self, label: str, epoch: int, scores: Mapping[str, float]) -> None:
+        """What a trial scored at an epoch; of a trial that ended long ago it is only remembered."""
+        values = tuple(scores[name] for name in self._space.objectives)
+        self._values[label, epoch] = values
+        self._standings.add(label, epoch, scores)
+        trial = self._running.get(label)
+        if trial and self._nested and epoch != trial.params.get("epochs", epoch):
+            self._join(trial, label, epoch, values)
+
+    def stops(self, label: str, epoch: int) -> Standing | None:
+        """How a trial stands at a rung if it is not to go on from there."""
+        trial = self._running[label]
+        is_default = trial.params == self._space.parameters_of(self._space.default)
+        return None if is_default else self._standings.stops(label, epoch)
+
+    def ended(self, label: str, end: End, epochs: int, reason: str | None = None) -> None:
+        """How a trial that was to have so many epochs ended."""
+        trial = self._running.pop(label)
+        if reason:
+            trial.set_user_attr("reason", reason)
+        if end == "complete":
+            self.study.tell(trial, self._values[label, epochs])
+        else:
+            self.study.tell(trial, state=TrialState.PRUNED if end == "pruned" else TrialState.FAIL)
+
+    def interrupted(self) -> list[str]:
+        """Labels of trials that were running when the search was interrupted; they are running again."""
+        frozen = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for trial in frozen:
+            self._running[_label(trial)] = optuna.Trial(self.study, trial._trial_id)
+        return [_label(trial) for trial in frozen]
+
+    def again(self, label: str) -> None:
+        """A running trial of which nothing is left: its configuration is asked again."""
+        self.study.enqueue_trial(self._running[label].params)
+        self.ended(label, "failed", 0)
+
+    def _join(self, trial: optuna.Trial, label: str, epoch: int, values: tuple[float, ...]) -> None:
+        if (label, epoch) in self._joined:
+            return
+        self._joined.add((label, epoch))
+        earlier = create_trial(
+            params={**trial.params, "epochs": epoch},
+            distributions=trial.distributions,
+            values=values,
+            user_attrs={"label": label, "nested": True},
+        )
+        self.study.add_trial(earlier)
+
+
+def _label(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get("label"))
+
+
+def open_study(file: Path, name: str, space: SearchSpace) -> optuna.Study:
+    """The study kept in an SQLite file; it is made if it is not there."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 60}})
+    return new_study(space, storage, name)
+
+
+def new_study(
+    space: SearchSpace, storage: optuna.storages.BaseStorage | None = None, name: str | None = None
+) -> optuna.Study:
+    """A study of the space's objectives, in memory if there is no storage."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    directions = [METRICS[objective].direction for objective in space.objectives]
+    return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
