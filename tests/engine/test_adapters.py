@@ -18,7 +18,7 @@ from bench.errors import UsageError
 from bench.scoring.generate import generate
 from bench.space import Sampler
 from trainers.adapters import attach
-from trainers.lora import Slots, save_adapter
+from trainers.lora import Attached, Slots, save_adapter
 
 CONFIG = TrialConfig(rank=4, alpha=8, learning_rate=1e-3, epochs=1, target_modules="all", seed=3)
 
@@ -45,6 +45,8 @@ def predicted(base: BaseModel, num_slots: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, *base.latent_shape, generator=generator).repeat(num_slots, 1, 1, 1)
     text = base.encode_prompts(["a red apple", "a blue car"] * num_slots)
+    if base.attached:
+        base.attached.focus(range(num_slots))
     with torch.no_grad():
         output = base.predict(latents, torch.full((len(latents),), 500), text)
     return output.view(num_slots, 2, *output.shape[1:])
@@ -113,8 +115,9 @@ def test_images_through_files_are_those_of_the_attached_slots(base: BaseModel, t
         through_file = generate(base, *one)
     with Slots(base.unet, [CONFIG]) as slots:
         slots.load(0, {key.removeprefix("unet."): tensor for key, tensor in load_file(file).items()})
-        slots.eval()
+        base.attached = Attached(slots, [0])
         attached = generate(base, *one)
+        base.attached = None
     np.testing.assert_array_equal(through_file, attached)
 
 
