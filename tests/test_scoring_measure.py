@@ -45,7 +45,7 @@ class Quarters(MeanColours):
 
 
 PROBES = {"shift", "shift_kd", "clip_change"}
-ELSEWHERE = PROBES | {"loss_gap", "fid_inception", "drift_inception"}
+ELSEWHERE = PROBES | {"loss_gap", "held_out_loss", "fid_inception", "drift_inception"}
 """Not measured on the features of the split's images."""
 ALL = [name for name in METRICS if name not in ELSEWHERE]
 OWN = [name for name in ALL if not name.startswith(PREFIX)]
