@@ -218,8 +218,8 @@ class Packs:
         self.progress.slots([f"{job.folder.name}  {describe(job.config)}" for job in queue.running])
 
     def _end_broken(self, queue: _Queue, reason: str) -> None:
-        """A trainer that broke before it took a job broke on the first one."""
-        if not queue.running:
+        """A trainer that broke before it took a job broke on the first one: it must not break for ever."""
+        if not queue.running and queue.fill():
             job = queue.again.popleft()
             runs.start_trial(job.folder, job.config, job.origin)
             queue.taken.append(job)

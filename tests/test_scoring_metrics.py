@@ -4,7 +4,8 @@ from bench.scoring.metrics import METRICS, PREFIX, Score, best, judged, title
 
 ROLES = {
     "tested": "similarity clip_score diversity kd judge_similarity judge_diversity judge_kd clip_change",
-    "shown": "vendi cmmd centroid fid drift judge_drift fid_inception drift_inception shift shift_kd",
+    "shown": "vendi cmmd centroid fid drift judge_drift fid_inception drift_inception shift shift_kd "
+    "held_out_loss",
     "alarm": "nearest copies authentic c_t loss_gap",
 }
 

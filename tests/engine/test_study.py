@@ -103,8 +103,8 @@ def study_of(run: Run) -> optuna.Study:
 
 
 def breaking(when: Callable[[int], bool], error: BaseException) -> Trainer:
-    """A trainer that raises `error` at the start of the packs, counted from 0, that `when` selects."""
-    packs = iter(range(1000))
+    """A trainer that raises `error` at the start of the calls, counted from 0, that `when` selects."""
+    calls = iter(range(1000))
 
     def trainer(
         base: BaseModel,
@@ -114,7 +114,7 @@ def breaking(when: Callable[[int], bool], error: BaseException) -> Trainer:
         num_slots: int,
         on_step: Callable[[int], None],
     ) -> Iterator[Rung]:
-        if when(next(packs)):
+        if when(next(calls)):
             raise error
         yield from train(base, data, configs, rungs, num_slots, on_step)
 
@@ -256,8 +256,8 @@ def test_memory_that_never_suffices_is_said_in_one_line(search: Search) -> None:
 
 
 def test_a_retraining_that_failed_is_counted(search: Search) -> None:
-    # One pack searches, one retrains three of four; the last retraining is alone.
-    run = search(slots=3, trainer=breaking(lambda pack: pack == 2, RuntimeError("no luck")))
+    # The trainer searches at its first call, and breaks at the next, in which one slot retrains.
+    run = search(slots=1, trainer=breaking(lambda call: call == 1, RuntimeError("no luck")))
     result = run.result()
     assert result is not None
     (failed,) = (record for record in run.confirmations() if record.state == "failed")
@@ -367,9 +367,10 @@ def test_more_trials_go_on_from_what_is_there(search: Search) -> None:
     assert len(set(map(str, after.values()))) == 5
 
 
-def test_an_interrupted_search_goes_on_without_loss_or_doubles(search: Search) -> None:
+def test_an_interrupted_search_goes_on_without_loss_or_doubles(search: Search, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        search(trainer=breaking(lambda pack: pack == 1, KeyboardInterrupt()))
+        search(trainer=failing_at_a_rung(KeyboardInterrupt(), 1))
+    assert {trial.state for trial in Run.open(tmp_path / "runs" / "tiny").trials()} >= {"running"}
     run = search()
     assert [trial.state for trial in run.trials()] == ["complete"] * 3
     undisturbed = search(name="undisturbed")
@@ -380,14 +381,14 @@ def test_an_interrupted_search_goes_on_without_loss_or_doubles(search: Search) -
 
 
 def test_a_pack_that_breaks_is_recorded_and_the_study_goes_on(search: Search) -> None:
-    run = search(trainer=breaking(lambda pack: pack == 0, RuntimeError("out of\nmemory")))
+    run = search(trainer=failing_at_a_rung(RuntimeError("out of\nmemory"), 0))
     assert [trial.state for trial in run.trials()] == ["failed", "failed", "complete"]
     assert run.trials()[0].reason == "RuntimeError: out of memory"
     assert run.result() is not None
 
 
 def test_a_pack_that_does_not_fit_in_memory_is_halved(search: Search) -> None:
-    run = search(trainer=breaking(lambda pack: pack == 0, torch.OutOfMemoryError("out of memory")))
+    run = search(trainer=failing_at_a_rung(torch.OutOfMemoryError("out of memory"), 0))
     undisturbed = search(name="undisturbed")
     assert [trial.state for trial in run.trials()] == ["complete"] * 3
     assert [t.config for t in run.trials()][:2] == [t.config for t in undisturbed.trials()][:2]
@@ -518,7 +519,7 @@ def test_rungs_are_drawn_with_fewer_steps_the_result_with_all(search: Search) ->
 
 def test_a_full_disk_fails_no_trial(search: Search) -> None:
     with pytest.raises(BenchError, match="No space left.*finished trials are kept"):
-        search(trainer=breaking(lambda pack: pack == 1, OSError(28, "No space left on device")))
+        search(trainer=failing_at_a_rung(OSError(28, "No space left on device"), 1))
     assert [trial.state for trial in search().trials()] == ["complete"] * 3
 
 
@@ -538,7 +539,7 @@ def test_a_trial_that_changes_nothing_is_not_scored(search: Search, tmp_path: Pa
 
 def test_a_study_of_failures_alone_ends_with_the_first_reason(search: Search) -> None:
     with pytest.raises(BenchError, match="no configuration could be confirmed.*RuntimeError: no luck"):
-        search(trainer=breaking(lambda pack: True, RuntimeError("no luck")))
+        search(trainer=breaking(lambda call: True, RuntimeError("no luck")))
 
 
 def test_a_changed_space_is_refused_with_what_changed(search: Search) -> None:
