@@ -135,13 +135,13 @@ def _read(file: Path, device: torch.device) -> Tensors | None:
         with safe_open(file, framework="pt") as content:
             if (content.metadata() or {}).get(KEY) != file.stem:
                 return None
-            # A copy lies where the allocator puts it: products of tensors aligned otherwise round otherwise.
-            tensors = {name: content.get_tensor(name).to(device, copy=True) for name in content.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
-        return None
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, RuntimeError):
+        return None  # torch's error is a RuntimeError where the file goes between opening and mapping
     with suppress(OSError):
         os.utime(file)  # used now: what was not used for longest goes first
-    return tensors
+    # A copy lies where the allocator puts it: products of tensors aligned otherwise round otherwise.
+    return {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
 
 
 def _write(file: Path, tensors: Tensors, limit: int) -> None:

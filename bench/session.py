@@ -28,7 +28,7 @@ from bench.base import (
     target_names,
 )
 from bench.buckets import Size, bucket_of, bucket_sizes, fit, step_of
-from bench.cache import cached
+from bench.cache import cache_limit, cached
 from bench.confirm import EXAMINED, Confirmation
 from bench.dataset import Dataset, Example, load_dataset
 from bench.errors import MismatchError, TrialError, UsageError
@@ -197,6 +197,7 @@ def open_session(command: Command, name: str, *, is_search: bool = False) -> Ite
     """
     space, console = command.space, command.console
     path = command.folder / _checked_name(command.name or name)
+    cache_limit()  # wrong, it is said now
     device = find_device()
     console.print(f"Device: {_describe(device)}", highlight=False, markup=False)
     dataset = load_dataset(_required(space, "data"), space.trigger)
@@ -290,8 +291,7 @@ def _encoded(base: BaseModel, examples: Sequence[Example], size: Size) -> tuple[
             "empty_pooled": empty.pooled,
         }
 
-    shape = f"{size.width}" if size.width == size.height else f"{size.width}x{size.height}"
-    inputs = ["latents 1", base.fingerprint, shape, str(base.dtype), *digests, *captions]
+    inputs = ["latents 2", base.fingerprint, size, str(base.dtype), digests, captions]
     tensors = cached(inputs, compute, base.device)
     text = TextEmbedding(tensors["hidden"], tensors["pooled"])
     empty = TextEmbedding(tensors["empty_hidden"], tensors["empty_pooled"])
