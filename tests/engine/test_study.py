@@ -350,6 +350,15 @@ def test_the_same_seed_gives_the_same_search(search: Search, tmp_path: Path) -> 
     second = search(name="two")
     assert [t.config for t in first.trials()] == [t.config for t in second.trials()]
     assert confirmed(first) == confirmed(second)
+    # The second found all that is fixed in the cache, and yet its record is the same.
+    for part in ("base", "real", "trials"):
+        assert contents(first.path / part) == contents(second.path / part)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files but those that hold times."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "trial.json")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def confirmed(run: Run) -> list[tuple[str, float]]:
