@@ -604,6 +604,16 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
+def test_slots_may_be_found_and_are_recorded(search: Search) -> None:
+    run = search(slots="auto", trials=3)
+    opened = Run.open(run.path)
+    assert opened.space.slots == 1, "a search of three trials in three rounds"
+    assert "1 (a search of at least 3 rounds)" in (opened.metadata.slots_reason or "")
+    again = search(slots="auto", trials=6)
+    assert again.metadata.slots_reason == opened.metadata.slots_reason, "found once on one machine"
+    assert search(slots=2, trials=6).metadata.slots_reason is None
+
+
 def test_two_searches_on_one_run_are_refused(search: Search, tmp_path: Path) -> None:
     from bench.session import _locked
 
