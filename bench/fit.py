@@ -66,9 +66,11 @@ def fit_processor(cores: int, available: int, weights: int, rounds: int) -> Fit:
 def fit_measured(one: Rehearsal, two: Rehearsal, available: int, rounds: int) -> Fit:
     """From rehearsals of one and of two trials: memory and time of a step are linear in their number.
 
-    `available` is the device's memory in bytes, `rounds` the most that the search leaves.
+    What drawing takes on top does not depend on it, as it goes in batches of one size. `available` is the
+    device's memory in bytes, `rounds` the most that the search leaves.
     """
-    fit = slots_that_fit(one.reserved, two.reserved, available)
+    drawing = max(one.drawing, two.drawing)
+    fit = slots_that_fit(one.reserved + drawing, two.reserved + drawing, available)
     pay = slots_that_pay(min(one.step_seconds), min(two.step_seconds))
     each = (two.reserved - one.reserved) / GIGABYTE
     memory = f"{available / GIGABYTE:.0f} GB of memory at {each:.1f} GB a trial"

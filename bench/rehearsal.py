@@ -1,5 +1,6 @@
 """Rehearsal: a few steps and images through the real trainer and sampler, on random data; nothing is kept."""
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,9 @@ class Rehearsal:
     allocated: int
     """Bytes at the peak: of tensors on a GPU, else of the process."""
     reserved: int
-    """Bytes taken from the device at the peak; on a GPU more than `allocated`."""
+    """Bytes taken from the device while training; on a GPU more than is allocated."""
+    drawing: int
+    """Bytes that drawing took on top."""
 
 
 def rehearse(
@@ -63,27 +66,28 @@ def rehearse(
     clock = _Clock(base.device, STEPS[base.device.type])
     readings: list[float] = []
     draws: tuple[float, ...] = ()
-    count = images_at_once(base, num_slots)
+    reserved, count = 0, images_at_once(base, num_slots)
     clock.start()
     for rung in trainer(
         base, data, iter([trial] * num_slots), range(1, most + 1), num_slots, lambda number: clock.step()
     ):
-        readings.append(clock.seconds / STEPS[base.device.type])
-        peak.look()
+        readings.append(clock.seconds)
         if len(rung.alive) != num_slots:
             raise BenchError(f"{base.name}: its loss on random data is not a finite number")
-        if _is_enough(readings[1:], seconds / STEPS[base.device.type]):
+        if _is_enough(readings[1:], seconds):
+            reserved = peak.look().reserved
             draws = _draws(base, data.empty, count, sampler, num_slots, seconds)
             peak.look()
             _stop(rung)
         clock.start()
     return Rehearsal(
         num_slots=num_slots,
-        step_seconds=tuple(readings[1:]),
+        step_seconds=tuple(reading / STEPS[base.device.type] for reading in readings[1:]),
         draw_seconds=draws,
         num_images=count * num_slots,
         allocated=peak.allocated,
-        reserved=peak.reserved,
+        reserved=reserved,
+        drawing=peak.reserved - reserved,
     )
 
 
@@ -174,13 +178,15 @@ class Peak:
         self._device = device
         self.allocated = self.reserved = 0
         if device.type == "cuda":
+            gc.collect()  # the graphs of adapters that are no longer attached
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         self.look()
 
-    def look(self) -> None:
+    def look(self) -> "Peak":
         if self._device.type == "cuda":
             self.allocated = torch.cuda.max_memory_allocated(self._device)
             self.reserved = torch.cuda.max_memory_reserved(self._device)
-            return
+            return self
         self.allocated = self.reserved = max(self.allocated, psutil.Process().memory_info().rss)
+        return self

@@ -15,8 +15,8 @@ from bench.space import SearchSpace
 
 SQUARE = {"cpu": 2048, "mps": 4096, "cuda": 8192}
 """Rows and columns of the matrices whose product is the limit, by kind of device."""
-REPEATED = 4
-"""Products between two readings of the clock."""
+PRODUCTS = {"cpu": 2, "mps": 8, "cuda": 64}
+"""Between two readings of the clock."""
 SECONDS = {"cpu": 3.0, "mps": 3.0, "cuda": 5.0}
 """That each part of a rehearsal is timed for."""
 NUM_IMAGES = 60
@@ -122,16 +122,16 @@ def measure_speed(
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> Rate:
     """Floating-point operations a second of the product of two large square matrices."""
-    size = SQUARE[device.type]
+    size, number = SQUARE[device.type], PRODUCTS[device.type]
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
 
     def several() -> None:
-        for _ in range(REPEATED):
+        for _ in range(number):
             torch.mm(a, b, out=out)
 
     several()
-    return rate(timed(several, device, 1.0), REPEATED * 2 * size**3)
+    return rate(timed(several, device, 1.0), number * 2 * size**3)
 
 
 def rate(seconds: Sequence[float], count: float) -> Rate:

@@ -8,7 +8,7 @@ from bench.rehearsal import Rehearsal
 GB = 10**9
 
 
-def rehearsal(num_slots: int, seconds: float, gigabytes: float) -> Rehearsal:
+def rehearsal(num_slots: int, seconds: float, gigabytes: float, drawing: float = 0) -> Rehearsal:
     return Rehearsal(
         num_slots=num_slots,
         step_seconds=(seconds, 2 * seconds),
@@ -16,6 +16,7 @@ def rehearsal(num_slots: int, seconds: float, gigabytes: float) -> Rehearsal:
         num_images=1,
         allocated=0,
         reserved=int(gigabytes * GB),
+        drawing=int(drawing * GB),
     )
 
 
@@ -61,6 +62,13 @@ def test_the_least_limit_decides_and_all_are_said() -> None:
     )
     assert fit_measured(one, two, 24 * GB, rounds=20).slots == 2
     assert fit_measured(one, two, 80 * GB, rounds=4).slots == 4
+
+
+def test_drawing_is_paid_for_once() -> None:
+    """Not hidden where one trial draws in more memory than two train in."""
+    one, two = rehearsal(1, 0.075, 12, drawing=20), rehearsal(2, 0.119, 18, drawing=14)
+    assert fit_measured(one, two, 80 * GB, rounds=99).slots == 7  # 32 + 6 · 6 <= 72 < 32 + 7 · 6
+    assert fit_measured(one, two, 40 * GB, rounds=99).slots == 1
 
 
 def test_a_processor_goes_by_its_cores_and_its_memory() -> None:

@@ -59,10 +59,18 @@ def test_a_rehearsal_trains_and_draws_for_real_and_leaves_the_base_as_it_was(bas
     assert len(found.step_seconds) == len(found.draw_seconds) == 2
     assert min(found.step_seconds) > 0 and min(found.draw_seconds) > 0
     assert found.num_images == 3 * 5, "16 images at once, shared by three"
-    assert 0 < found.allocated == found.reserved
+    assert found.allocated == found.reserved + found.drawing > 0
     after = base.unet.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+    assert base.attached is None
+
+
+def test_training_that_is_given_up_leaves_the_base_bare(base: BaseModel) -> None:
+    rungs = train(base, random_data(base, 2), iter([config()]), (1, 2), 1)
+    next(rungs)
+    assert base.attached is not None
+    rungs.close()  # type: ignore[attr-defined]
     assert base.attached is None
 
 
