@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import torch
 
-from bench.base import BaseModel, TextEmbedding, TrainingData
+from bench.base import BaseModel, Bucket, TextEmbedding, TrainingData
 from bench.config import TrialConfig
 from bench.errors import BenchError
 from bench.packs import Rung, Trainer
@@ -111,7 +111,8 @@ def random_data(base: BaseModel, count: int) -> TrainingData:
         return TextEmbedding(hidden, numbers(number, pooled).to(base.dtype))
 
     mean = numbers(count, *base.latent_shape)
-    return TrainingData(mean=mean, std=torch.zeros_like(mean), text=text(count), empty=text(1))
+    images = Bucket(mean=mean, std=torch.zeros_like(mean), text=text(count))
+    return TrainingData(buckets=(images,), empty=text(1))
 
 
 def timed(work: Callable[[], object], device: torch.device, seconds: float) -> tuple[float, ...]:

@@ -154,6 +154,18 @@ def test_what_decides_conditioning_has_it_computed_again(
     assert not computes(lambda: empty_conditioning(base))
 
 
+def test_kept_prompts_need_no_text_encoder(base: BaseModel, tiny_sdxl: Path) -> None:
+    texts = ["a", "b"]
+    conditioning(base, texts)
+    empty_conditioning(base)
+    other = load_base(str(tiny_sdxl), CPU)
+    conditioning(other, texts)
+    empty_conditioning(other)
+    assert other._pipe.text_encoder is None and other._pipe.text_encoder_2 is None
+    other.encode_prompts(texts)
+    assert other._pipe.text_encoder is not None
+
+
 @pytest.fixture
 def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3)).astype(np.uint8)

@@ -81,11 +81,12 @@ def test_readings_end_after_the_most_repeats(base: BaseModel) -> None:
 
 def test_random_data_has_the_shapes_of_real_data(base: BaseModel) -> None:
     data, real = random_data(base, 3), base.encode_prompts(["a", "b", "c"])
-    assert data.mean.shape == data.std.shape == (3, *base.latent_shape)
-    for text in (data.text, data.empty):
+    (images,) = data.buckets
+    assert images.mean.shape == images.std.shape == (3, *base.latent_shape)
+    for text in (images.text, data.empty):
         assert text.hidden.shape[1:] == real.hidden.shape[1:] and text.hidden.dtype == real.hidden.dtype
         assert text.pooled.shape[1:] == real.pooled.shape[1:] and text.pooled.dtype == real.pooled.dtype
-    assert (len(data), len(data.text), len(data.empty)) == (3, 3, 1)
+    assert (len(data), len(images.text), len(data.empty)) == (3, 3, 1)
 
 
 def test_a_base_without_finite_losses_is_named(base: BaseModel) -> None:
