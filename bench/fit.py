@@ -38,17 +38,15 @@ class Fit:
 
 
 def find_fit(base: BaseModel, space: SearchSpace, trainer: Trainer) -> Fit:
-    """Of the heaviest configuration of a space; takes two rehearsals on a GPU, nothing elsewhere.
-
-    Raises torch.OutOfMemoryError if not even one trial fits.
-    """
+    """Of the heaviest configuration of a space; takes two rehearsals on a GPU, nothing elsewhere."""
     rounds = max(1, space.trials // ROUNDS)
     if base.device.type != "cuda":
         weights = sum(parameter.nbytes for parameter in base.unet.parameters())
         return fit_processor(os.cpu_count() or 1, psutil.virtual_memory().available, weights, rounds)
     config = heaviest(base, space)
-    one, two = (_rehearsed(base, trainer, config, space, number) for number in (1, 2))
-    if two is None or one is None:
+    one = _rehearsed(base, trainer, config, space, 1)
+    two = _rehearsed(base, trainer, config, space, 2) if one else None
+    if not one or not two:
         return Fit(slots=1, reason="two trials side by side do not fit in memory")
     return fit_measured(one, two, _available(base.device), rounds)
 
@@ -116,14 +114,12 @@ def heaviest(base: BaseModel, space: SearchSpace) -> TrialConfig:
 def _rehearsed(
     base: BaseModel, trainer: Trainer, config: TrialConfig, space: SearchSpace, number: int
 ) -> Rehearsal | None:
-    """None if two do not fit in memory."""
+    """None if so many do not fit in memory."""
     sampler = space.sampler.model_copy(update={"steps": 2})
     try:
         return rehearse(base, trainer, config, number, sampler, SECONDS)
     except torch.OutOfMemoryError:
-        if number == 1:
-            raise
-    return None
+        return None
 
 
 def _available(device: torch.device) -> int:

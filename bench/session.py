@@ -411,10 +411,7 @@ def _lasting(known: Metadata, given: Metadata) -> Metadata:
 def _with_slots(run: Run, base: BaseModel, command: Command, *, write: bool) -> Run:
     """The run with as many slots as fit on this machine; run.json says so if it is this command's own."""
     command.console.print("Finding out how many trials fit side by side.", highlight=False)
-    try:
-        found = find_fit(base, run.space, command.engine.train)
-    except torch.OutOfMemoryError as error:
-        raise BenchError(f"{base.name}: not even one trial fits: {str(error).splitlines()[0]}") from None
+    found = find_fit(base, run.space, command.engine.train)
     command.console.print(f"Side by side: {found.slots}: {found.reason}.", highlight=False, soft_wrap=True)
     space = {**run.metadata.space, "slots": found.slots}
     metadata = dataclasses.replace(run.metadata, space=space, slots_reason=found.reason)
