@@ -42,9 +42,11 @@ class Mode:
     images: Rate
     """Drawn a second."""
     samples_share: float
-    """Part of the limit that training reaches, counting the work that plain PEFT and diffusers do for it. More
-    than 1 is possible: Winograd's convolutions need up to 2.25 times fewer products (Lavin & Gray 2016, arXiv
-    1509.09308), and what a text gives is kept over the steps."""
+    """Part of the limit that training reaches, counting the work that plain PEFT and diffusers do for it.
+
+    More than 1 is possible: Winograd's convolutions need up to 2.25 times fewer products (Lavin & Gray
+    2016, arXiv 1509.09308), and what a text gives is kept over the steps.
+    """
     images_share: float
     memory: int
     """Bytes at the peak: of tensors on a GPU, else of the whole process."""

@@ -34,7 +34,8 @@ def _lines(speed: Speed) -> list[str]:
         f"Trained: {speed.config}; {speed.resolution} pixels, {speed.dtype}; "
         f"{speed.sample_flops / TERA:.3g} TFLOP a sample.",
         f"Drawn: {speed.steps} steps with guidance; {speed.image_flops / TERA:.3g} TFLOP an image.",
-        f"Limit: {limit.median / TERA:.3g} TFLOP/s (± {limit.spread / 2:.0%}) in a large matrix product; convolutions may pass it.",
+        f"Limit: {limit.median / TERA:.3g} TFLOP/s (± {limit.spread / 2:.0%}) in a large matrix product; "
+        "convolutions may pass it.",
         f"Side by side: {speed.packed.slots}: {speed.slots_reason}.",
         f"A search of {study.num_images} images: {_duration(study.trial_seconds)} a trial, "
         f"{_duration(study.study_seconds)} in all, training and drawing alone.",
