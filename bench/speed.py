@@ -148,7 +148,9 @@ def estimate(space: SearchSpace, mode: Mode, num_images: int) -> Estimate:
     """How long a search takes on so many images to train on, at the rates of `mode`."""
     rungs, prompts, confirm = space.rungs, space.prompts, space.confirm
     samples = sum(rungs) / len(rungs) * num_images
-    dev, test = prompts.dev * prompts.seeds, prompts.test * prompts.seeds
+    # In images of all steps: the dev prompts may be drawn with fewer.
+    dev = prompts.dev * prompts.seeds * space.sampler.at_rungs.steps / space.sampler.steps
+    test = prompts.test * prompts.seeds
     probes = prompts.training + prompts.altered + prompts.style + prompts.unrelated
     probe = probes * prompts.probe_seeds
     trial = samples / mode.samples.median + dev * (len(rungs) + 1) / 2 / mode.images.median
