@@ -146,6 +146,13 @@ class BaseModel:
             self.unet.to(memory_format=torch.channels_last)
 
     @property
+    def text_shape(self) -> tuple[int, int, int]:
+        """Tokens, width of `hidden` and width of `pooled` of a TextEmbedding for this base."""
+        config: Any = self.unet.config
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        return self._pipe.tokenizer.model_max_length, config.cross_attention_dim, pooled
+
+    @property
     def vae(self) -> Any:
         return self._encoder("vae")
 

@@ -132,6 +132,30 @@ def compare(
         raise typer.Exit(1)
 
 
+@app.command()
+def speed(
+    space: Annotated[str, typer.Option(help="A shipped space, or a .yaml file.")] = "default",
+    base: Annotated[str | None, typer.Option(help="emoji-xl, a diffusers folder, or a Hub id.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure what a base does on this machine: trials alone and side by side, and how long a search takes.
+
+    Trains and draws a little with the space's default configuration, on random data; writes nothing.
+    """
+    from dataclasses import asdict
+
+    import reports.speed
+    from bench.files import json_text
+    from bench.session import run_speed
+
+    console = _console(stderr=as_json)
+    found = run_speed(command_of(space, {"base": base}, None, 0, console))
+    if as_json:
+        print(json_text(asdict(found)), end="")
+    else:
+        console.print(reports.speed.table(found))
+
+
 def main() -> None:
     """Run the command; an expected error is one line on stderr and exit code 2."""
     # Threads that wait without spinning: on a busy machine spinning ones are many times slower.

@@ -92,6 +92,8 @@ class Metadata:
     device: str
     machine: str
     versions: dict[str, str]
+    slots_reason: str | None = None
+    """How the number of `space.slots` was found, where the space left it open; None: it was given."""
     notes: tuple[str, ...] = ()
     """What a reader of the scores should know: texts that were cut, a judge that is missing, …"""
     schema_version: int = SCHEMA_VERSION

@@ -62,7 +62,7 @@ class Searcher:
         # A sampler that starts again from its first seed would repeat its first points.
         told = len(self.study.get_trials(deepcopy=False))
         digest = hashlib.sha256(f"{self._seed}/{told}".encode()).digest()
-        self.study.sampler = self._sampling(int.from_bytes(digest[:4], "big"), self._space.slots)
+        self.study.sampler = self._sampling(int.from_bytes(digest[:4], "big"), self._space.num_slots)
         trial = self.study.ask(fixed_distributions=self._space.distributions)
         trial.set_user_attr("label", label)
         self._running[label] = trial

@@ -28,11 +28,12 @@ from bench.base import (
     target_names,
 )
 from bench.buckets import Size, bucket_of, bucket_sizes, fit, step_of
-from bench.cache import cached
+from bench.cache import cache_limit, cached
 from bench.confirm import EXAMINED, Confirmation
 from bench.dataset import Dataset, Example, load_dataset
-from bench.errors import MismatchError, TrialError, UsageError
-from bench.packs import Attach, Packs, Progress, Trainer
+from bench.errors import BenchError, MismatchError, TrialError, UsageError
+from bench.fit import find_fit
+from bench.packs import Attach, Packs, Progress, Trainer, describe
 from bench.progress import show_progress
 from bench.prompts import Prompt, fingerprint, held_out_prompts, probe_prompts, scored_text
 from bench.run import NAME, Metadata, PromptRecord, Run, Split, adapter_label, start_adapter, write_images
@@ -43,6 +44,7 @@ from bench.scoring.losses import NUM_PICTURES, Denoising, HeldOutLoss, LossGap
 from bench.scoring.measure import MIN_SET
 from bench.scoring.metrics import METRICS
 from bench.space import ModuleChoices, SearchSpace, modules_to_text
+from bench.speed import Speed, measure_speed
 from bench.study import Study
 
 PACKAGES = (
@@ -170,6 +172,27 @@ def run_adapters(command: Command, digests: Mapping[Path, str]) -> Run:
     return session.run
 
 
+def run_speed(command: Command) -> Speed:
+    """Measure what the base of a space does on this machine; writes nothing. Raises a BenchError."""
+    space, device = command.space, find_device()
+    base = _load_base(space, device)
+    try:
+        return measure_speed(
+            base, space, command.engine.train, device=_describe(device), config=describe(space.default)
+        )
+    except torch.OutOfMemoryError as error:
+        raise BenchError(f"{base.name}: out of memory: {str(error).splitlines()[0]}") from None
+
+
+def _load_base(space: SearchSpace, device: torch.device) -> BaseModel:
+    """The base of a space, which has the modules that the space names."""
+    base = load_base(
+        space.base, device, revision=space.revision, resolution=space.resolution, dtype=space.dtype
+    )
+    _check_targets(base, space)
+    return base
+
+
 def _check_fit(base: BaseModel, engine: Engine, files: Iterable[Path]) -> None:
     """Fails now, not after the base's images have been drawn."""
     for file in files:
@@ -184,7 +207,7 @@ def packs_of(session: Session, engine: Engine, progress: Progress) -> Packs:
         trainer=engine.train,
         attach=engine.attach,
         progress=progress,
-        num_slots=session.run.space.slots,
+        num_slots=session.run.space.num_slots,
     )
 
 
@@ -197,13 +220,11 @@ def open_session(command: Command, name: str, *, is_search: bool = False) -> Ite
     """
     space, console = command.space, command.console
     path = command.folder / _checked_name(command.name or name)
+    cache_limit()  # wrong, it is said now
     device = find_device()
     console.print(f"Device: {_describe(device)}", highlight=False, markup=False)
     dataset = load_dataset(_required(space, "data"), space.trigger)
-    base = load_base(
-        space.base, device, revision=space.revision, resolution=space.resolution, dtype=space.dtype
-    )
-    _check_targets(base, space)
+    base = _load_base(space, device)
     scorer = load_scorer(space.scorer, device)
     judge, missing = find_judge(space.judge, space.scorer, device)
     networks = Networks(scorer=scorer, judge=judge)
@@ -214,6 +235,8 @@ def open_session(command: Command, name: str, *, is_search: bool = False) -> Ite
         console.print(f"Note: {note}.", highlight=False, markup=False, soft_wrap=True)
     with _locked(path):
         run = _open(path, metadata, is_search) or _create(path, metadata, prompts, base.resolution)
+        if run.space.slots == "auto":
+            run = _with_slots(run, base, command, write=is_search or run.metadata == metadata)
         console.print(
             f"Run: {path}  (base {base.name}, data {dataset.name}: {len(dataset.train)} images to train on)",
             highlight=False,
@@ -290,8 +313,7 @@ def _encoded(base: BaseModel, examples: Sequence[Example], size: Size) -> tuple[
             "empty_pooled": empty.pooled,
         }
 
-    shape = f"{size.width}" if size.width == size.height else f"{size.width}x{size.height}"
-    inputs = ["latents 1", base.fingerprint, shape, str(base.dtype), *digests, *captions]
+    inputs = ["latents 2", base.fingerprint, size, str(base.dtype), digests, captions]
     tensors = cached(inputs, compute, base.device)
     text = TextEmbedding(tensors["hidden"], tensors["pooled"])
     empty = TextEmbedding(tensors["empty_hidden"], tensors["empty_pooled"])
@@ -372,8 +394,28 @@ def _open(path: Path, metadata: Metadata, is_search: bool) -> Run | None:
         return None
     run = Run.open(path)
     _check_same(run, metadata)
-    lasting = dataclasses.replace(run.metadata, space=metadata.space)
+    lasting = _lasting(run.metadata, metadata)
     return Run.create(path, lasting) if is_search else Run(path, lasting)
+
+
+def _lasting(known: Metadata, given: Metadata) -> Metadata:
+    """`known` with the space as given now; slots that were found on this device need not be found again."""
+    slots = given.space["slots"]
+    if slots != "auto":
+        return dataclasses.replace(known, space=given.space, slots_reason=None)
+    if known.slots_reason and known.device == given.device:
+        slots = known.space["slots"]
+    return dataclasses.replace(known, space={**given.space, "slots": slots})
+
+
+def _with_slots(run: Run, base: BaseModel, command: Command, *, write: bool) -> Run:
+    """The run with as many slots as fit on this machine; run.json says so if it is this command's own."""
+    command.console.print("Finding out how many trials fit side by side.", highlight=False)
+    found = find_fit(base, run.space, command.engine.train)
+    command.console.print(f"Side by side: {found.slots}: {found.reason}.", highlight=False, soft_wrap=True)
+    space = {**run.metadata.space, "slots": found.slots}
+    metadata = dataclasses.replace(run.metadata, space=space, slots_reason=found.reason)
+    return Run.create(run.path, metadata) if write else Run(run.path, metadata)
 
 
 def _create(

@@ -253,8 +253,8 @@ class SearchSpace(Spec):
     trials: int = Field(16, ge=1)
     budget: Duration | None = None
     """Seconds for the whole search; no pack of trials starts that would not end in time, but the first."""
-    slots: int = Field(8, ge=1, le=256)
-    """Trials trained side by side."""
+    slots: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = 8
+    """Trials trained side by side; `auto`: as many as fit and pay on this machine, see `bench/fit.py`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "SearchSpace":
@@ -293,6 +293,13 @@ class SearchSpace(Spec):
                     self.config_of(params)
                 except UsageError as error:
                     raise ValueError(f"parameters.{name}: {error}") from None
+
+    @property
+    def num_slots(self) -> int:
+        """`slots` of a space of a run that has begun, where `auto` has been resolved."""
+        if self.slots == "auto":
+            raise ValueError("slots: auto is not resolved yet")
+        return self.slots
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:

@@ -134,6 +134,7 @@ class Pack:
         return self
 
     def __exit__(self, *details: object) -> None:
+        self._base.attached = None
         self.slots.__exit__(*details)
         if self._checkpoints:
             self._unet.disable_gradient_checkpointing()

@@ -344,7 +344,7 @@ def inception_features(
     resizing lacks. The features are not unit vectors: they are for `distance.fid` alone. Raises UsageError
     for a damaged file.
     """
-    file = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
+    file = _inception_file()
     if not file.is_file():
         return None
     device = device or torch.device("cpu")
@@ -352,6 +352,16 @@ def inception_features(
     batches = (_fit(batch.to(device).float() / 255, (299, 299)) for batch in _batches(images))
     with torch.inference_mode():
         return _rows((extractor(batch.mul(255).round().byte())[0] for batch in batches), 2048)
+
+
+def inception_fingerprint() -> str | None:
+    """SHA-256 of the weights, or None if they are not on this machine."""
+    file = _inception_file()
+    return fingerprint_of(file.parent, file.name) if file.is_file() else None
+
+
+def _inception_file() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
 
 
 @lru_cache(maxsize=1)

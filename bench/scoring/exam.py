@@ -12,6 +12,8 @@ from threadpoolctl import ThreadpoolController
 
 from bench.base import BaseModel, TextEmbedding
 from bench.buckets import fit
+from bench.cache import cached_array
+from bench.conditioning import conditioning, empty_conditioning
 from bench.dataset import Dataset, Example
 from bench.errors import TrialError
 from bench.prompts import Prompt, scored_text
@@ -28,10 +30,11 @@ from bench.run import (
     write_images,
     write_pictures,
 )
-from bench.scoring.embed import FeatureNetwork, Scorer, inception_features
+from bench.scoring.embed import FeatureNetwork, Scorer
 from bench.scoring.generate import generate
+from bench.scoring.kept import Kept, kept_inception, text_features
 from bench.scoring.losses import Denoising
-from bench.scoring.measure import Reference, View, check_images, evaluate, evaluate_probes
+from bench.scoring.measure import Embedder, Reference, View, check_images, evaluate, evaluate_probes
 from bench.space import Sampler
 
 
@@ -49,7 +52,8 @@ class Exam:
 
     split: Split
     base: BaseModel
-    networks: Networks
+    scorer: Embedder
+    judge: Embedder | None
     sampler: Sampler
     text: TextEmbedding
     """One row an image: prompt by prompt, seed by seed."""
@@ -91,10 +95,9 @@ class Exam:
         return evaluation
 
     def _evaluate(self, images: NDArray[np.uint8]) -> Evaluation:
-        scorer, judge = self.networks.scorer, self.networks.judge
         if self.split == "probe":
-            return evaluate_probes(images, self.reference, self.kinds, scorer, judge)
-        return evaluate(images, self.reference, scorer, judge)
+            return evaluate_probes(images, self.reference, self.kinds, self.scorer, self.judge)
+        return evaluate(images, self.reference, self.scorer, self.judge)
 
 
 @lru_cache(maxsize=1)
@@ -121,18 +124,19 @@ def prepare(
     exam = Exam(
         split=split,
         base=base,
-        networks=networks,
+        scorer=networks.scorer,
+        judge=networks.judge,
         sampler=run.space.sampler.at_rungs if split == "dev" else run.space.sampler,
-        text=base.encode_prompts(texts)[np.repeat(np.arange(len(texts)), num_seeds)],
-        empty=base.encode_empty(),
+        text=conditioning(base, texts)[np.repeat(np.arange(len(texts)), num_seeds)],
+        empty=empty_conditioning(base),
         seeds=tuple(seed for prompt in prompts for seed in prompt.seeds),
         kinds=tuple(prompt.kind for prompt in prompts),
         reference=_reference(run, split, prompts, dataset, base, networks),
         base_images=None,
         denoising=denoising,
     )
-    images, evaluation = _base_evaluation(run, split, exam)
-    inception = inception_features(images) if split in ("dev", "test") else None
+    images, evaluation = _base_evaluation(run, prompts, exam, networks)
+    inception = kept_inception(images) if split in ("dev", "test") else None
     reference = replace(exam.reference, base=evaluation, inception_base=inception)
     return replace(exam, base_images=images, reference=reference)
 
@@ -160,7 +164,7 @@ def _reference(
     scorer, judge = networks.scorer, networks.judge
     train = _training_pictures(run, dataset, base, networks)
     reference = Reference(
-        text_features=scorer.embed_texts([scored_text(p.text, run.space.trigger) for p in prompts]),
+        text_features=text_features(scorer, [scored_text(p.text, run.space.trigger) for p in prompts]),
         num_seeds=len(prompts[0].seeds),
         scorer=View(extractor=scorer.name, true=None, real=None, train=train.features),
         judge=View(extractor=judge.name, true=None, real=None, train=train.judge_features) if judge else None,
@@ -177,7 +181,7 @@ def _reference(
         reference,
         scorer=replace(reference.scorer, true=real.features[true], real=real.features),
         judge=reference.judge and replace(reference.judge, true=_at(real, true), real=real.judge_features),
-        inception_real=inception_features(pixels),
+        inception_real=kept_inception(pixels),
     )
     if split != "floor":
         write_pictures(run, split, replace(real, prompts=reference.picture_prompts))
@@ -190,8 +194,8 @@ def _at(pictures: Pictures, rows: list[int]) -> NDArray[np.float32] | None:
 
 def _features(pixels: NDArray[np.uint8], networks: Networks) -> Pictures:
     return Pictures(
-        features=networks.scorer.embed_images(pixels),
-        judge_features=networks.judge.embed_images(pixels) if networks.judge else None,
+        features=Kept(networks.scorer).embed_images(pixels),
+        judge_features=Kept(networks.judge).embed_images(pixels) if networks.judge else None,
         prompts=np.full(len(pixels), -1),
     )
 
@@ -205,14 +209,34 @@ def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return fit(Image.fromarray(image), side)
 
 
-def _base_evaluation(run: Run, split: Split, exam: Exam) -> tuple[NDArray[np.uint8], Evaluation]:
-    folder = run.base_folder(split)
+def _base_evaluation(
+    run: Run, prompts: Sequence[Prompt], exam: Exam, networks: Networks
+) -> tuple[NDArray[np.uint8], Evaluation]:
+    folder = run.base_folder(exam.split)
     if has_evaluation(folder):
         return np.stack(list(_drawn(folder))), read_evaluation(folder)
-    images = exam.draw(1)[0]
-    evaluation = exam.score(images)
+    images = base_images(exam, prompts)
+    judge = Kept(networks.judge) if networks.judge else None
+    evaluation = replace(exam, scorer=Kept(networks.scorer), judge=judge).score(images)
     write_evaluation(folder, evaluation, images)
     return images, evaluation
+
+
+def base_images(exam: Exam, prompts: Sequence[Prompt]) -> NDArray[np.uint8]:
+    """The base's images of the exam's `prompts`, from the cache or drawn: no adapter may be attached.
+
+    The tag goes up whenever `generate` changes what it draws, in rounding too.
+    """
+    base, sampler = exam.base, exam.sampler
+    inputs = [
+        "base images 1",
+        base.fingerprint,
+        str(base.dtype),
+        base.resolution,
+        [sampler.steps, sampler.guidance],
+        [[prompt.text, prompt.seeds] for prompt in prompts],
+    ]
+    return cached_array(inputs, lambda: exam.draw(1)[0], base.device)
 
 
 def _drawn(folder: Path) -> Iterator[NDArray[np.uint8]]:

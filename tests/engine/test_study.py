@@ -350,6 +350,21 @@ def test_the_same_seed_gives_the_same_search(search: Search, tmp_path: Path) -> 
     second = search(name="two")
     assert [t.config for t in first.trials()] == [t.config for t in second.trials()]
     assert confirmed(first) == confirmed(second)
+    # The second found all that is fixed in the cache, and yet its record is the same.
+    for part in ("base", "real", "trials"):
+        assert contents(first.path / part) == contents(second.path / part)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files but those that hold times; of adapters the weights, as their header has no fixed order."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "trial.json")
+    return {str(path.relative_to(folder)): content(path) for path in files}
+
+
+def content(path: Path) -> bytes:
+    if path.name != "adapter.safetensors":
+        return path.read_bytes()
+    return b"".join(tensor.numpy().tobytes() for _, tensor in sorted(load_file(path).items()))
 
 
 def confirmed(run: Run) -> list[tuple[str, float]]:
@@ -588,6 +603,16 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_slots_may_be_found_and_are_recorded(search: Search) -> None:
+    run = search(slots="auto", trials=3)
+    opened = Run.open(run.path)
+    assert opened.space.slots == 1, "a search of three trials in three rounds"
+    assert "1 (a search of at least 3 rounds)" in (opened.metadata.slots_reason or "")
+    again = search(slots="auto", trials=6)
+    assert again.metadata.slots_reason == opened.metadata.slots_reason, "found once on one machine"
+    assert search(slots=2, trials=6).metadata.slots_reason is None
 
 
 def test_two_searches_on_one_run_are_refused(search: Search, tmp_path: Path) -> None:
