@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.random import SFC64, Generator
 
 GOLDEN, FIRST, SECOND = -1640531527, 0x7FEB352D, -2073254261
 """2³² / φ, and the multipliers of the hash, as signed 32-bit numbers."""
@@ -59,8 +61,14 @@ class _Drawn:
             parts = self._mask.chunk(len(self._rates))
             for part, rate, key in zip(parts, self._rates, self._keys, strict=True):
                 if rate:
-                    part.bernoulli_(1 - rate, generator=torch.Generator().manual_seed(key))
+                    part.copy_(_drawn(part.shape, rate, key))
         return x * self._mask
+
+
+def _drawn(shape: Sequence[int], rate: float, key: int) -> torch.Tensor:
+    """True for what is kept; NumPy draws 16 bits an element many times faster than torch a number."""
+    bits = Generator(SFC64(key & 0xFFFFFFFF)).integers(0, 1 << 16, tuple(shape), dtype=np.uint16)
+    return torch.from_numpy(bits >= round(rate * (1 << 16)))
 
 
 def mixed(x: torch.Tensor) -> torch.Tensor:

@@ -129,7 +129,7 @@ class Maker:
         kind = f"image of {exam.sampler.steps} steps"
         self._did(kind, rows[0].modules, began, len(rows) * exam.num_images)
         began = time.monotonic()
-        features = exam.networks.scorer.embed_images(images.reshape(-1, *images.shape[2:]))
+        features = exam.scorer.embed_images(images.reshape(-1, *images.shape[2:]))
         found = [
             scores_of(exam, drawn, seen)
             for drawn, seen in zip(images, np.split(features, len(rows)), strict=True)
