@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bench.config import TrialConfig
 from trainers.dropout import mixed
-from trainers.optimizer import BETAS, EPSILON, adamw
+from trainers.optimizer import BETAS, EPSILON, AdamW, _numbers
 
 pytest.importorskip("triton")
 
@@ -64,13 +65,18 @@ def test_group_norm(
 
 def test_adamw(kernels: ModuleType) -> None:
     ours = [torch.randn(3, 50), torch.zeros(3, 50), torch.zeros(3, 50)]
-    plain = [tensor.clone() for tensor in ours]
-    numbers = torch.rand(3, 4) + 0.1
-    for _ in range(3):
+    plain = ours[0].clone()
+    optimizer = AdamW(plain)
+    configs = [
+        TrialConfig(rank=1, alpha=1, epochs=1, learning_rate=rate, max_grad_norm=norm, warmup_steps=2)
+        for rate, norm in ((1e-3, 1.0), (1e-2, 100.0), (0.1, 5.0))
+    ]
+    for step in range(3):
         gradient = torch.randn(3, 50)
+        numbers = torch.tensor([_numbers(config, step) for config in configs])
         kernels.adamw(*ours, gradient, numbers, BETAS, EPSILON)
-        adamw(*plain, gradient, numbers)
-    for a, b in zip(ours, plain, strict=True):
+        optimizer.update(plain, gradient, configs, [step] * 3)
+    for a, b in zip(ours, (plain, optimizer.mean, optimizer.square), strict=True):
         torch.testing.assert_close(a, b)
 
 

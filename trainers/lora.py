@@ -114,7 +114,7 @@ class Group:
         """Of all modules, which are linear, each (samples, …, out)."""
         if self.merged is not None:
             parts = zip(x.chunk(len(self.merged)), self.merged, strict=True)
-            y = torch.cat([F.linear(part, weight, self.bias) for part, weight in parts])
+            y = _joined([F.linear(part, weight, self.bias) for part, weight in parts])
         else:
             slotted = x.reshape(self.num_slots, -1, x.shape[-1])
             y = SlotProduct.apply(slotted, self.weight, self.bias, self.A, self.B, self.mask)
@@ -126,7 +126,7 @@ class Group:
         assert isinstance(frozen, nn.Conv2d)
         if self.merged is not None:
             parts = zip(x.chunk(len(self.merged)), self.merged, strict=True)
-            return torch.cat([_convolve(frozen, part, weight, frozen.bias) for part, weight in parts])
+            return _joined([_convolve(frozen, part, weight, frozen.bias) for part, weight in parts])
         outputs = list(frozen(x).chunk(self.num_slots))
         if self.mask:
             x = self.mask(x)
@@ -195,6 +195,11 @@ def _by_module(tensor: torch.Tensor, modules: int) -> Sequence[torch.Tensor]:
     if len(tensor) == 1:
         return [torch.unflatten(tensor[0], -1, (modules, -1)).transpose(0, 1)]
     return tensor.chunk(modules, dim=-1)
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One after the other; of one part no copy is made."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _convolve(
@@ -332,8 +337,9 @@ class Slots:
         parameters = [*self._training.A, *self._training.B]
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         rows = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
-        result = torch.empty_like(rows, dtype=torch.float32)
-        result[:, : self._num_A] = rows[:, : self._num_A]
+        result = rows if rows.dtype == torch.float32 else torch.empty_like(rows, dtype=torch.float32)
+        if result is not rows:
+            result[:, : self._num_A] = rows[:, : self._num_A]
         torch.mul(rows[:, self._num_A :], self._factor, out=result[:, self._num_A :])
         return result
 

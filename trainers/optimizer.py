@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch.optim.adamw import adamw
 
 from bench.config import TrialConfig
 
@@ -19,10 +20,6 @@ class AdamW:
         self.mean = torch.zeros_like(weights)
         self.square = torch.zeros_like(weights)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Only these rows go on."""
-        self.mean, self.square = self.mean[list(rows)], self.square[list(rows)]
-
     def forget(self, row: int) -> None:
         """The row begins anew."""
         self.mean[row] = 0
@@ -37,35 +34,45 @@ class AdamW:
         steps: Sequence[int],
     ) -> None:
         """One update from d loss / d weights (K, P); `steps` count from 0, by row."""
-        rows = [_numbers(config, step) for config, step in zip(configs, steps, strict=True)]
-        numbers = torch.tensor(rows)
-        if weights.is_cuda:
-            from bench import kernels
+        if not weights.is_cuda:
+            for row, (config, step) in enumerate(zip(configs, steps, strict=True)):
+                self._update_row(weights[row], gradient[row], row, config, step)
+            return
+        from bench import kernels
 
-            numbers = numbers.pin_memory().to(weights.device, non_blocking=True)
-            kernels.adamw(weights, self.mean, self.square, gradient, numbers, BETAS, EPSILON)
-        else:
-            adamw(weights, self.mean, self.square, gradient, numbers)
+        rows = [_numbers(config, step) for config, step in zip(configs, steps, strict=True)]
+        numbers = torch.tensor(rows).pin_memory().to(weights.device, non_blocking=True)
+        kernels.adamw(weights, self.mean, self.square, gradient, numbers, BETAS, EPSILON)
+
+    def _update_row(
+        self, weights: torch.Tensor, gradient: torch.Tensor, row: int, config: TrialConfig, step: int
+    ) -> None:
+        norm = float(gradient.norm()) + 1e-6  # as torch.nn.utils.clip_grad_norm_
+        if norm > config.max_grad_norm:
+            gradient = gradient * (config.max_grad_norm / norm)
+        adamw(
+            [weights],
+            [gradient],
+            [self.mean[row]],
+            [self.square[row]],
+            [],
+            [torch.tensor(float(step))],
+            fused=weights.device.type == "cpu",
+            amsgrad=False,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            lr=_rate(config, step),
+            weight_decay=config.weight_decay,
+            eps=EPSILON,
+            maximize=False,
+        )
+
+
+def _rate(config: TrialConfig, step: int) -> float:
+    return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps if config.warmup_steps else 1.0)
 
 
 def _numbers(config: TrialConfig, step: int) -> tuple[float, ...]:
-    rate = config.learning_rate * min(1.0, (step + 1) / config.warmup_steps if config.warmup_steps else 1.0)
-    corrections = [1 - beta ** (step + 1) for beta in BETAS]
+    """Of a row: largest norm, rate / (1 − β₁ᵗ), 1 − rate · decay, 1 − β₂ᵗ."""
+    rate, corrections = _rate(config, step), [1 - beta ** (step + 1) for beta in BETAS]
     return config.max_grad_norm, rate / corrections[0], 1 - rate * config.weight_decay, corrections[1]
-
-
-def adamw(
-    weights: torch.Tensor,
-    mean: torch.Tensor,
-    square: torch.Tensor,
-    gradient: torch.Tensor,
-    numbers: torch.Tensor,
-) -> None:
-    """In place; `numbers` (K, 4): largest norm, rate / (1 − β₁ᵗ), 1 − rate · decay, 1 − β₂ᵗ of each row."""
-    limit, rate, kept, correction = numbers.split(1, dim=1)  # type: ignore[no-untyped-call]
-    gradient = gradient * (limit / (gradient.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
-    mean.lerp_(gradient, 1 - BETAS[0])
-    square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-    denominator = (square / correction).sqrt_().add_(EPSILON)
-    weights.mul_(kept)
-    weights.sub_(mean / denominator * rate)

@@ -12,7 +12,7 @@ from bench.blocks import TextProjections, keep_text, project_text
 from bench.graphs import Compute, captured
 from bench.space import Sampler
 
-MAX_BATCH = {"cpu": 128, "mps": 128, "cuda": 512}
+MAX_BATCH = {"cpu": 96, "mps": 128, "cuda": 512}
 """Samples in one forward of the UNet, guidance included, by kind of device."""
 MAX_PIXELS = 16 * 1024**2
 """Pixels of the images in one forward: larger images go in smaller batches."""
