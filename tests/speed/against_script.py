@@ -371,7 +371,7 @@ def run_bench(settings: Settings, place: Place, slots: int) -> Side:
 
 
 def base_folder(name: str) -> Path:
-    from bench.base import BUNDLED
+    from bench.pipeline import BUNDLED
 
     return (ROOT / "bench" / BUNDLED[name] if name in BUNDLED else Path(name)).absolute()
 
@@ -400,7 +400,7 @@ def prepare(settings: Settings, place: Place) -> None:
 def _write(folder: Path, examples: Sequence[Any], side: int) -> None:
     from PIL import Image
 
-    from bench.base import fit
+    from bench.buckets import fit
 
     folder.mkdir(parents=True)
     rows = []

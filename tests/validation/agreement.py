@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from scipy.stats import kendalltau
 
-from bench.base import fit
+from bench.buckets import fit
 from bench.cli import command_of
 from bench.dataset import load_dataset
 from bench.progress import show_progress
