@@ -99,6 +99,9 @@ class Attached(Protocol):
     def pool(self) -> object:
         """Memory that graphs share."""
 
+    def spare(self) -> None:
+        """Give back memory that is not needed to draw."""
+
 
 class BaseModel:
     """A frozen SDXL pipeline. Latents are (n, channels, height, width), already scaled for the UNet.

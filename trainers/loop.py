@@ -230,7 +230,8 @@ class Pack:
 
     def focus(self, trials: Sequence[Trial]) -> None:
         """Attach these alone, to be drawn."""
-        self._base.attached = Attached(self.slots, [self.slot(trial) for trial in trials])
+        places = [self.slot(trial) for trial in trials]
+        self._base.attached = Attached(self.slots, places, self._graphs.clear)
 
     def leave(self, indices: set[int], standing: Sequence[Trial]) -> None:
         """Trials that end here give up their slots; the others go on to their next rung."""

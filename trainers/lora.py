@@ -9,7 +9,7 @@ in a module that a slot does not target.
 
 import json
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -406,6 +406,7 @@ class Attached:
 
     slots: Slots
     places: list[int]
+    spare: Callable[[], None] = lambda: None
 
     def focus(self, numbers: Sequence[int]) -> None:
         self.slots.focus([self.places[number] for number in numbers])

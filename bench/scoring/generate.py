@@ -1,5 +1,6 @@
 """Images for scoring: the same prompts, seeds and sampler for the base and for every adapter."""
 
+import gc
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
@@ -51,11 +52,28 @@ def generate(
         key = (len(slots), len(noise[rows]), base.attached.shape if base.attached else None)
         if key not in artists:
             artists[key] = _Artist(base, text[rows], len(slots))
-        latents = artists[key].draw(text[rows], empty, noise[rows], sampler)
+        latents = _drawn(base, artists[key], (text[rows], empty, noise[rows], sampler))
         for slot, drawn in zip(slots, np.split(base.decode(latents), len(slots)), strict=True):
             images[slot].append(drawn)
         on_progress((number + 1) / len(parts))
     return np.stack([np.concatenate(chunks) for chunks in images])
+
+
+def _drawn(
+    base: BaseModel,
+    artist: "_Artist",
+    asked: tuple[TextEmbedding, TextEmbedding, torch.Tensor, Sampler],
+) -> torch.Tensor:
+    """Latents; once again with what others can spare where memory runs out."""
+    try:
+        return artist.draw(*asked)
+    except torch.OutOfMemoryError:
+        if not base.attached:
+            raise
+    base.attached.spare()  # out of the handler, whose traceback holds tensors
+    gc.collect()
+    torch.cuda.empty_cache()
+    return artist.draw(*asked)
 
 
 def _parts(number: int, size: int) -> list[range]:

@@ -1,6 +1,7 @@
 """Images: ours must be the pipeline's, and an adapter's images the same in plain diffusers."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,25 @@ def test_a_saved_adapter_draws_the_same_in_diffusers(
     for index in range(2):
         assert (images[index] != drawn(base)[0]).any()
         assert_same(images[index], in_diffusers(tiny_sdxl, base, tmp_path / f"{index}.safetensors"))
+
+
+def test_what_training_holds_is_given_back_where_drawing_does_not_fit(
+    base: BaseModel, data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrialConfig(rank=2, alpha=2, learning_rate=1e-3, epochs=4)
+    rungs = train(base, data, iter([config]), [2, 4], 1)
+    pack, predict = next(rungs)._pack, base.predict
+
+    def small_card(*arguments: Any) -> torch.Tensor:
+        if pack._graphs:
+            raise torch.OutOfMemoryError
+        return predict(*arguments)
+
+    plain = drawn(base)
+    monkeypatch.setattr(base, "predict", small_card)
+    assert_same(drawn(base)[0], plain[0])
+    monkeypatch.undo()
+    assert len(next(rungs).losses[0]) == 10  # goes on
 
 
 def test_an_image_does_not_depend_on_the_others(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
