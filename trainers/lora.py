@@ -254,8 +254,10 @@ class Slots:
     # What the slots hold
 
     def fits(self, config: TrialConfig) -> bool:
-        """Can a slot take this config without another shape of anything?"""
-        return config.rank <= self.rank and self.modules.keys() >= self._targeted(config)
+        """Can a slot take this config without another graph?"""
+        drops = any(each.dropout for each in self.configs)
+        shaped = config.rank <= self.rank and self.modules.keys() >= self._targeted(config)
+        return shaped and (drops or not config.dropout)
 
     def _targeted(self, config: TrialConfig) -> frozenset[str]:
         return frozenset(target_names(self._names, config))

@@ -130,6 +130,13 @@ def test_a_free_slot_takes_the_next_trial(base: BaseModel, data: TrainingData) -
         assert_close(adapters[index], trained(base, data, [config])[0])
 
 
+@pytest.mark.parametrize("fields", [{"rank": 5}, {"target_modules": "all"}, {"dropout": 0.1}])
+def test_what_no_slot_has_had_needs_another_graph(base: BaseModel, fields: dict[str, Any]) -> None:
+    with Slots(base.unet, CONFIGS[:1]) as slots:
+        assert slots.fits(CONFIGS[0].model_copy(update={"rank": 2, "target_modules": ("to_k",)}))
+        assert not slots.fits(CONFIGS[0].model_copy(update=fields))
+
+
 def test_configs_are_taken_when_a_slot_is_free(base: BaseModel, data: TrainingData) -> None:
     taken = []
 
