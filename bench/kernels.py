@@ -1,7 +1,8 @@
 """Elementwise chains and normalisations as single Triton kernels: on a GPU they are bound by memory.
 
-Each one gives what its plain counterpart in `bench.blocks`, `trainers.optimizer` or `trainers.dropout` gives.
-Images are (n, channels, height, width) in channels-last memory. Arithmetic is in float32.
+Each one gives, but for rounding, what its plain counterpart in `bench.blocks` or `trainers.optimizer`
+gives; `keep` draws masks of its own. Images are (n, channels, height, width) in channels-last memory.
+Arithmetic is in float32.
 """
 
 from typing import Any
@@ -326,7 +327,7 @@ def group_norm(
 def _adamw(
     weights, mean, square, gradient, numbers, norms, width, beta1, beta2, epsilon, block: tl.constexpr
 ):
-    row, place = tl.program_id(0).to(tl.int64), tl.program_id(1) * block + tl.arange(0, block)
+    row, place = tl.program_id(1).to(tl.int64), tl.program_id(0) * block + tl.arange(0, block)
     inside, offsets = place < width, row * width + place
     limit, rate = tl.load(numbers + row * 4), tl.load(numbers + row * 4 + 1)
     kept, correction = tl.load(numbers + row * 4 + 2), tl.load(numbers + row * 4 + 3)
@@ -352,7 +353,7 @@ def adamw(
 ) -> None:
     """One update of rows (K, P), in place; `numbers` (K, 4) as in `trainers.optimizer`."""
     norms, (rows, width) = gradient.norm(dim=1), weights.shape
-    grid = (rows, _blocks(width, BLOCK))
+    grid = (_blocks(width, BLOCK), rows)  # only its first side may be longer than 65,535
     _adamw[grid](weights, mean, square, gradient, numbers, norms, width, *betas, epsilon, block=BLOCK)
 
 
@@ -368,7 +369,7 @@ def _mixed(x):
 
 @triton.jit
 def _keep(x, y, keys, thresholds, samples, size, block: tl.constexpr):
-    sample, place = tl.program_id(0), tl.program_id(1) * block + tl.arange(0, block)
+    sample, place = tl.program_id(1), tl.program_id(0) * block + tl.arange(0, block)
     inside, offsets = place < size, sample.to(tl.int64) * size + place
     key = tl.load(keys + sample).to(tl.uint32, bitcast=True)
     # Twice: after one hash the masks of two keys would be permutations of each other.
@@ -384,6 +385,6 @@ def keep(x: torch.Tensor, keys: torch.Tensor, thresholds: torch.Tensor) -> torch
     "lowbias32".
     """
     y, size = torch.empty_like(x), x.numel() // keys.numel()
-    grid = (keys.numel(), _blocks(size, BLOCK))
+    grid = (_blocks(size, BLOCK), keys.numel())
     _keep[grid](x, y, keys, thresholds, keys.shape[1], size, block=BLOCK)
     return y

@@ -1,9 +1,10 @@
 """Packs: jobs that train, and adapters that are examined, side by side; each one's end is recorded."""
 
+import gc
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -66,7 +67,7 @@ class Trainer(Protocol):
         rungs: Sequence[int],
         num_slots: int,
         on_step: Callable[[int], None],
-    ) -> Iterator[Rung]: ...
+    ) -> Generator[Rung, None, None]: ...
 
 
 class Attach(Protocol):
@@ -197,6 +198,8 @@ class Packs:
                 self._halve()
         if broken:
             self._end_broken(queue, broken)
+        gc.collect()  # what an error's traceback held
+        torch.cuda.empty_cache()
         queue.restart()
 
     def _train_all(self, queue: _Queue, exam: Exam, rungs: Sequence[int]) -> None:
@@ -210,9 +213,10 @@ class Packs:
             self.progress.status(f"training {num_trials} side by side")
 
         configs = queue.configs(start)
-        for rung in self.trainer(self.base, self.data, configs, rungs, self.num_slots, on_step):
-            self._score(rung, queue, exam)
-            self._show(queue)
+        with closing(self.trainer(self.base, self.data, configs, rungs, self.num_slots, on_step)) as standing:
+            for rung in standing:
+                self._score(rung, queue, exam)
+                self._show(queue)
 
     def _show(self, queue: _Queue) -> None:
         self.progress.slots([f"{job.folder.name}  {describe(job.config)}" for job in queue.running])

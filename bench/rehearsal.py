@@ -3,6 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,18 +69,18 @@ def rehearse(
     draws: tuple[float, ...] = ()
     reserved, count = 0, images_at_once(base, num_slots)
     clock.start()
-    for rung in trainer(
-        base, data, iter([trial] * num_slots), range(1, most + 1), num_slots, lambda number: clock.step()
-    ):
-        readings.append(clock.seconds)
-        if len(rung.alive) != num_slots:
-            raise BenchError(f"{base.name}: its loss on random data is not a finite number")
-        if _is_enough(readings[1:], seconds):
-            reserved = peak.look().reserved
-            draws = _draws(base, data.empty, count, sampler, num_slots, seconds)
-            peak.look()
-            _stop(rung)
-        clock.start()
+    trials, epochs = iter([trial] * num_slots), range(1, most + 1)
+    with closing(trainer(base, data, trials, epochs, num_slots, lambda number: clock.step())) as rungs:
+        for rung in rungs:
+            readings.append(clock.seconds)
+            if len(rung.alive) != num_slots:
+                raise BenchError(f"{base.name}: its loss on random data is not a finite number")
+            if _is_enough(readings[1:], seconds):
+                reserved = peak.look().reserved
+                draws = _draws(base, data.empty, count, sampler, num_slots, seconds)
+                peak.look()
+                _stop(rung)
+            clock.start()
     return Rehearsal(
         num_slots=num_slots,
         step_seconds=tuple(reading / STEPS[base.device.type] for reading in readings[1:]),

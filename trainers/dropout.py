@@ -1,6 +1,7 @@
 """Dropout masks that a trial draws alone: from its seed, the step and the module, whatever its neighbours."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ class Masks:
     """Which elements of each module's input are kept at one step, in each of K slots.
 
     On a GPU an element's fate is a hash of its place, so that a backward pass finds it again without
-    remembering it; elsewhere it is drawn once, which costs less.
+    remembering it; elsewhere it is drawn once, which costs less. So the two draw different masks, and on a
+    CPU those of a batch trained in parts are not those of the whole.
     """
 
     def __init__(self, num_slots: int, num_samples: int, num_modules: int, device: torch.device) -> None:
@@ -46,6 +48,21 @@ class Masks:
 
             return lambda x: kernels.keep(x, keys, self._thresholds)
         return _Drawn(keys[:, 0].tolist(), self._rates)
+
+
+class Masked(torch.autograd.Function):
+    """A mask as autograd sees it, to which the kernel of a mask says nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, mask: Mask) -> torch.Tensor:
+        ctx.mask, ctx.strides = mask, x.stride()
+        return mask(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        # An element's fate is that of its place in memory: it must lie where it lay in x.
+        laid = torch.empty_strided(gradient.shape, ctx.strides, dtype=gradient.dtype, device=gradient.device)
+        return ctx.mask(laid.copy_(gradient)), None
 
 
 class _Drawn:

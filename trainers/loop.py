@@ -6,7 +6,7 @@ what it would have given alone, whatever its neighbours.
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -84,7 +84,7 @@ def train(
     rungs: Sequence[int],
     num_slots: int,
     on_step: Callable[[int], None] = lambda number: None,
-) -> Iterator[Rung]:
+) -> Generator[Rung, None, None]:
     """Train configs, `num_slots` side by side; yields whenever some stand at an epoch of `rungs`.
 
     The next config is taken when a slot is free. Every config's `epochs` must be one of `rungs`, and all
@@ -267,13 +267,16 @@ class Pack:
         configs = [trial.config for trial in trials]
         self.slots = Slots(self._base.unet, configs, math.ceil(configs[0].batch_size / self._num_parts))
         self._optimizer = AdamW(self.slots.weights)
+        self.slots.__enter__()  # once nothing can run out of memory any more
         self._drawn, self._graphs = {}, {}
 
     def _attach_again(self, trials: Sequence[Trial]) -> None:
         """In slots of other shapes, where those that have begun go on."""
         begun = {t.index: self._state(self.slot(t)) for t in trials if t in self._places}
-        self._graphs = {}
+        self._graphs.clear()
+        self._drawn.clear()
         self.slots.__exit__()
+        self.slots.weights = self._optimizer.mean = self._optimizer.square = torch.empty(0)
         self._attach(trials)
         for slot, trial in enumerate(trials):
             if trial.index in begun:

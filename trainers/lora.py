@@ -21,7 +21,7 @@ from torch import nn
 from bench.base import adaptable_names, target_names
 from bench.config import TrialConfig
 from bench.errors import UsageError
-from trainers.dropout import Mask, Masks
+from trainers.dropout import Mask, Masked, Masks
 
 PREFIX, METADATA = "unet.", "lora_adapter_metadata"
 """Of the keys, and of the description, in a file that diffusers writes and reads."""
@@ -78,6 +78,11 @@ class Group:
         self.merged: torch.Tensor | None = None
         """Weights with each slot's update added, (K, G · out, in, …), while images are drawn on a CPU."""
 
+    def release(self) -> None:
+        """Hold no memory of adapters."""
+        self.A = self.B = torch.empty(0)
+        self.mask = self.merged = None
+
     def _lay_together(self, frozen: Sequence[nn.Module]) -> None:
         """One weight, of which the modules' own become views: no memory is taken twice."""
         weights = [module.weight for module in frozen]
@@ -129,7 +134,7 @@ class Group:
             return _joined([_convolve(frozen, part, weight, frozen.bias) for part, weight in parts])
         outputs = list(frozen(x).chunk(self.num_slots))
         if self.mask:
-            x = self.mask(x)
+            x = Masked.apply(x, self.mask)
         # Slot by slot: a convolution that few slots adapt costs only those.
         inputs = zip(x.chunk(self.num_slots), self.A.unbind(), self.B.unbind(), self.ranks, strict=True)
         for slot, (part, A, B, rank) in enumerate(inputs):
@@ -209,7 +214,7 @@ def _convolve(
 
 
 class Slots:
-    """K adapters attached to a UNet, one for each config; use as a context manager, which detaches them.
+    """K adapters of a UNet, one for each config; attached to it within the context that they manage.
 
     `weights` is (K, P), float32: row k holds all A, then all B, of slot k, so that clipping, a learning rate
     per slot and AdamW are a few operations on rows. The modules see copies in the UNet's dtype, in which B
@@ -225,8 +230,6 @@ class Slots:
         self._targets = [self._targeted(config) for config in configs]
         wanted = frozenset().union(*self._targets)
         self.groups, self.modules = _grouped(unet, [name for name in self._names if name in wanted])
-        for name, module in self.modules.items():
-            _replace(unet, name, module)
         self.rank = _padded_rank(max(config.rank for config in configs), self.device)
         self._num_A = self.rank * sum(len(group) * group.in_features for group in self.groups)
         num_B = self.rank * sum(len(group) * group.out_features for group in self.groups)
@@ -242,11 +245,17 @@ class Slots:
             self.put(slot, config)
 
     def __enter__(self) -> "Slots":
+        for name, module in self.modules.items():
+            _replace(self.unet, name, module)
         return self
 
     def __exit__(self, *_: object) -> None:
         for name, module in self.modules.items():
             _replace(self.unet, name, module.frozen)
+        self.graphs.clear()
+        self._drawing.clear()
+        for group in self.groups:  # modules and groups know each other: they would keep memory for long
+            group.release()
 
     def __len__(self) -> int:
         return len(self.configs)

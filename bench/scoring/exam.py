@@ -225,11 +225,11 @@ def _base_evaluation(
 def base_images(exam: Exam, prompts: Sequence[Prompt]) -> NDArray[np.uint8]:
     """The base's images of the exam's `prompts`, from the cache or drawn: no adapter may be attached.
 
-    The tag goes up whenever `generate` changes what it draws, in rounding too.
+    The tag goes up whenever `generate`, `blocks` or `kernels` change what is drawn, in rounding too.
     """
     base, sampler = exam.base, exam.sampler
     inputs = [
-        "base images 1",
+        "base images 2",
         base.fingerprint,
         str(base.dtype),
         base.resolution,

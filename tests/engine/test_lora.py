@@ -10,10 +10,11 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from bench.base import BaseModel, TrainingData
+from bench.base import BaseModel, TrainingData, adaptable_names
 from bench.config import TrialConfig
 from bench.denoising import DenoisingLoss
 from bench.errors import UsageError
+from trainers.dropout import Masked
 from trainers.loop import train
 from trainers.lora import Adapter, SlotModule, Slots, initial_adapter, load_adapter, save_adapter
 from trainers.samples import batch, draw
@@ -135,6 +136,32 @@ def test_what_no_slot_has_had_needs_another_graph(base: BaseModel, fields: dict[
     with Slots(base.unet, CONFIGS[:1]) as slots:
         assert slots.fits(CONFIGS[0].model_copy(update={"rank": 2, "target_modules": ("to_k",)}))
         assert not slots.fits(CONFIGS[0].model_copy(update=fields))
+
+
+def test_a_mask_that_autograd_does_not_see_keeps_the_gradient_of_a_convolution() -> None:
+    """As a kernel's: it writes into memory of its own."""
+    kept = (torch.rand(2, 3, 4, 4) > 0.5).float()
+
+    def mask(x: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(x).copy_(x.detach() * kept)
+
+    x = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    ahead = torch.randn(2, 3, 4, 4)
+    (gradient,) = torch.autograd.grad(Masked.apply(x, mask), x, ahead)
+    assert torch.equal(gradient, ahead * kept)
+
+
+def test_memory_that_runs_out_while_slots_are_made_leaves_the_base_alone(
+    base: BaseModel, data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    names = adaptable_names(base.unet)
+    monkeypatch.setattr("trainers.loop.AdamW", no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        trained(base, data, CONFIGS[:1])
+    assert adaptable_names(base.unet) == names
 
 
 def test_configs_are_taken_when_a_slot_is_free(base: BaseModel, data: TrainingData) -> None:
