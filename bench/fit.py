@@ -1,7 +1,6 @@
 """How many trials fit side by side: `slots: auto` of a space."""
 
 import math
-import os
 from dataclasses import dataclass
 
 import psutil
@@ -42,7 +41,7 @@ def find_fit(base: BaseModel, space: SearchSpace, trainer: Trainer) -> Fit:
     rounds = max(1, space.trials // ROUNDS)
     if base.device.type != "cuda":
         weights = sum(parameter.nbytes for parameter in base.unet.parameters())
-        return fit_processor(os.cpu_count() or 1, psutil.virtual_memory().available, weights, rounds)
+        return fit_processor(torch.get_num_threads(), psutil.virtual_memory().available, weights, rounds)
     config = heaviest(base, space)
     one = _rehearsed(base, trainer, config, space, 1)
     two = _rehearsed(base, trainer, config, space, 2) if one else None

@@ -11,13 +11,13 @@ WARM_UPS = 2
 Compute = Callable[[], tuple[torch.Tensor, ...]]
 
 
-def captured(compute: Compute, pool: Any = None) -> Compute:
-    """`compute` as a graph that gives its results in the same tensors at every call; on a CPU, itself.
+def captured(compute: Compute, device: torch.device, pool: Any = None) -> Compute:
+    """`compute` as a graph that gives its results in the same tensors at every call; without CUDA, itself.
 
     It must read all that changes from tensors that stay where they are, and change nothing else. Graphs of
-    one `pool` (torch.cuda.graph_pool_handle) share memory: what one gave is lost when another is called.
+    one `pool` (torch.cuda.graph_pool_handle) share memory, but for what they give.
     """
-    if not torch.cuda.is_available():
+    if device.type != "cuda":
         return compute
     stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())

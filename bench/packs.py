@@ -1,6 +1,7 @@
 """Packs: jobs that train, and adapters that are examined, side by side; each one's end is recorded."""
 
 import gc
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -234,7 +235,9 @@ class Packs:
         for index in (*rung.diverged, *rung.alive):
             runs.write_losses(queue.taken[index].folder, rung.losses[index])
         for index in rung.diverged:
-            reason = f"the loss was no longer finite at step {len(rung.losses[index])}"
+            numbered = enumerate(rung.losses[index], 1)
+            step = next(number for number, loss in numbered if not math.isfinite(loss))
+            reason = f"the loss was no longer finite at step {step}"
             self._end(queue.taken[index], "failed", reason)
         if not rung.alive:
             return

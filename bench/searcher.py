@@ -108,7 +108,6 @@ class Searcher:
     def again(self, label: str) -> None:
         """A running trial of which nothing is left: its configuration is asked again."""
         self.study.enqueue_trial(self._running[label].params)
-        self._joined = {joined for joined in self._joined if joined[0] != label}
         self.ended(label, "failed", 0)
 
     def _join(self, trial: optuna.Trial, label: str, epoch: int, values: tuple[float, ...]) -> None:

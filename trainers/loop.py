@@ -210,7 +210,7 @@ class Pack:
             here.copy_(there.pin_memory() if here.is_cuda else there, non_blocking=True)
         self.slots.train(self._drawn[key].keys.view(len(self.slots), -1))
         if key not in self._graphs:
-            self._graphs[key] = captured(partial(self._compute, *key), self.slots.pool)
+            self._graphs[key] = captured(partial(self._compute, *key), self._base.device, self.slots.pool)
         losses, gradient = self._graphs[key]()
         return (losses, gradient) if self._num_parts == 1 else (losses.clone(), gradient.clone())
 

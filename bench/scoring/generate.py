@@ -132,7 +132,7 @@ class _Artist:
         self._timesteps.copy_(timestep)
         if self._predict is None:
             pool = self._base.attached.pool if self._base.attached else None
-            self._predict = captured(self._compute, pool)
+            self._predict = captured(self._compute, self._base.device, pool)
         output = self._predict()[0]
         without, guided = torch.unflatten(output, 0, (self._num_slots, 2, -1)).unbind(1)
         return (without + guidance * (guided - without)).flatten(0, 1)
