@@ -14,7 +14,7 @@ from bench.base import BaseModel, Bucket, TextEmbedding, TrainingData
 from bench.config import TrialConfig
 from bench.errors import BenchError
 from bench.packs import Rung, Trainer
-from bench.scoring.generate import MAX_BATCH, MAX_PIXELS, generate
+from bench.scoring.generate import generate, images_at_once
 from bench.space import Sampler
 
 STEPS = {"cpu": 2, "mps": 2, "cuda": 8}
@@ -67,7 +67,7 @@ def rehearse(
     clock = _Clock(base.device, STEPS[base.device.type])
     readings: list[float] = []
     draws: tuple[float, ...] = ()
-    reserved, count = 0, images_at_once(base, num_slots)
+    reserved, count = 0, images_of_each(base, num_slots)
     clock.start()
     trials, epochs = iter([trial] * num_slots), range(1, most + 1)
     with closing(trainer(base, data, trials, epochs, num_slots, lambda number: clock.step())) as rungs:
@@ -92,11 +92,9 @@ def rehearse(
     )
 
 
-def images_at_once(base: BaseModel, num_slots: int) -> int:
+def images_of_each(base: BaseModel, num_slots: int) -> int:
     """Images of each of `num_slots` trials that fill one batch of `generate`."""
-    kind = base.device.type
-    batch = min(MAX_BATCH[kind], MAX_PIXELS // base.resolution**2) // 2
-    return max(1, min(batch, IMAGES[kind]) // num_slots)
+    return max(1, min(images_at_once(base), IMAGES[base.device.type]) // num_slots)
 
 
 def random_data(base: BaseModel, count: int) -> TrainingData:

@@ -268,7 +268,6 @@ class Pack:
         self.slots = Slots(self._base.unet, configs, math.ceil(configs[0].batch_size / self._num_parts))
         self._optimizer = AdamW(self.slots.weights)
         self.slots.__enter__()  # once nothing can run out of memory any more
-        self._drawn, self._graphs = {}, {}
 
     def _attach_again(self, trials: Sequence[Trial]) -> None:
         """In slots of other shapes, where those that have begun go on."""

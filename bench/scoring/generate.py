@@ -36,18 +36,15 @@ def generate(
     classifier-free guidance in the same forward. Returns (num_slots, n, height, width, 3).
     """
     noise = torch.stack([_noise(base, seed) for seed in seeds])
-    samples = min(MAX_BATCH[base.device.type], MAX_PIXELS // base.resolution**2)
-    size = min(len(seeds), max(1, samples // 2))
-    together = min(num_slots, max(1, samples // (2 * size)))
+    most = images_at_once(base)
+    size = min(len(seeds), most)
+    together = min(num_slots, most // size)
     artists: dict[Hashable, _Artist] = base.attached.graphs if base.attached else {}
     images: list[list[NDArray[np.uint8]]] = [[] for _ in range(num_slots)]
-    parts = [
-        (slots, slice(start, start + size))
-        for slots in _parts(num_slots, together)
-        for start in range(0, len(seeds), size)
-    ]
-    for number, (slots, rows) in enumerate(parts):
-        if base.attached:
+    parts = [(slots, rows) for slots in _parts(num_slots, together) for rows in _parts(len(seeds), size)]
+    for number, (slots, part) in enumerate(parts):
+        rows = slice(part.start, part.stop)
+        if base.attached and part.start == 0:
             base.attached.focus(slots)
         key = (len(slots), len(noise[rows]), base.attached.shape if base.attached else None)
         if key not in artists:
@@ -74,6 +71,11 @@ def _drawn(
     gc.collect()
     torch.cuda.empty_cache()
     return artist.draw(*asked)
+
+
+def images_at_once(base: BaseModel) -> int:
+    """Of all adapters together, in one forward with guidance."""
+    return max(1, min(MAX_BATCH[base.device.type], MAX_PIXELS // base.resolution**2) // 2)
 
 
 def _parts(number: int, size: int) -> list[range]:
