@@ -170,6 +170,7 @@ class BaseModel:
             module = self._load_encoder(part).to(self.device)
             if part == "vae" and self.device.type == "cuda":
                 module = module.to(memory_format=torch.channels_last)
+                quicken(module)
             setattr(self._pipe, part, module.requires_grad_(False).eval())
         return getattr(self._pipe, part)
 

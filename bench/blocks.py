@@ -19,11 +19,16 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 
-def quicken(unet: nn.Module) -> None:
-    """Give the blocks of a UNet of diffusers the forwards below; blocks of another make keep their own."""
-    for module in unet.modules():
+def quicken(model: nn.Module) -> None:
+    """Give the blocks of a UNet or VAE of diffusers these forwards; blocks of another make keep their own."""
+    for module in model.modules():
         if (forward := _quick_forward(module)) is not None:
             module.forward = partial(forward, module)
+
+
+def is_quick(module: nn.Module) -> bool:
+    """Does `quicken` give it another forward, which calls each of its parts once?"""
+    return _quick_forward(module) is not None
 
 
 def _quick_forward(module: nn.Module) -> Callable[..., Any] | None:
@@ -34,7 +39,7 @@ def _quick_forward(module: nn.Module) -> Callable[..., Any] | None:
             return _transformer_block
         case GEGLU():
             return _gated
-        case Transformer2DModel() if module.is_input_continuous and module.use_linear_projection:
+        case Transformer2DModel() if _is_plain_transformer(module):
             return _transformer
         case ResnetBlock2D() if _is_plain_resnet(module):
             return _resnet
@@ -52,10 +57,16 @@ def _is_plain_block(module: BasicTransformerBlock) -> bool:
     return plain and module.attn2 is not None and not module.only_cross_attention
 
 
+def _is_plain_transformer(module: Transformer2DModel) -> bool:
+    plain = all(is_quick(block) for block in module.transformer_blocks)
+    return plain and module.is_input_continuous and module.use_linear_projection
+
+
 def _is_plain_resnet(module: ResnetBlock2D) -> bool:
     resampled = module.upsample is not None or module.downsample is not None
-    plain = module.time_embedding_norm == "default" and isinstance(module.nonlinearity, nn.SiLU)
-    return plain and not resampled and module.time_emb_proj is not None and module.output_scale_factor == 1
+    timed = module.time_emb_proj is None or module.time_embedding_norm == "default"
+    plain = timed and isinstance(module.nonlinearity, nn.SiLU) and module.output_scale_factor == 1
+    return plain and not resampled
 
 
 # Attention
@@ -78,8 +89,28 @@ def keep_text(projections: TextProjections) -> Iterator[None]:
 
 def project_text(unet: nn.Module, text: torch.Tensor) -> TextProjections:
     """Keys and values of text (n, tokens, width): as long as it and the weights stay, they stay the same."""
-    attentions = [m for m in unet.modules() if isinstance(m, Attention) and _quick_forward(m)]
-    return {a: project((a.to_k, a.to_v), text) for a in attentions if a.is_cross_attention}
+    readers = text_readers(unet)
+    outputs: dict[nn.Module, torch.Tensor] = {}
+    for modules in _together([module for pair in readers.values() for module in pair]):
+        outputs.update(zip(modules, project(modules, text), strict=True))
+    return {attention: tuple(outputs[module] for module in pair) for attention, pair in readers.items()}
+
+
+def text_readers(unet: nn.Module) -> dict[nn.Module, tuple[nn.Module, nn.Module]]:
+    """Attention to the text -> what projects it to keys and to values."""
+    attentions = [module for module in unet.modules() if isinstance(module, Attention) and is_quick(module)]
+    return {a: (a.to_k, a.to_v) for a in attentions if a.is_cross_attention}
+
+
+def _together(modules: Sequence[nn.Module]) -> Iterator[list[nn.Module]]:
+    """In the parts that `project` computes at once."""
+    seen: set[nn.Module] = set()
+    for module in modules:
+        if module not in seen:
+            group = getattr(module, "group", None)
+            part = [module] if group is None or not group.enabled else list(group.modules)
+            seen.update(part)
+            yield part
 
 
 def _attention(
@@ -112,13 +143,18 @@ def project(modules: Sequence[nn.Module], x: torch.Tensor) -> tuple[torch.Tensor
 def _transformer_block(
     self: BasicTransformerBlock, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any
 ) -> torch.Tensor:
-    x = hidden_states
-    update = self.attn1(self.norm1(x))
-    x, normed = add_layer_norm(self.norm2, x, update)
-    update = self.attn2(normed, encoder_hidden_states=encoder_hidden_states)
-    x, normed = add_layer_norm(self.norm3, x, update)
-    output: torch.Tensor = x + self.ff(normed)
+    x, update = _updated(self, hidden_states, self.norm1(hidden_states), encoder_hidden_states)
+    output: torch.Tensor = x + update
     return output
+
+
+def _updated(
+    block: BasicTransformerBlock, x: torch.Tensor, normed: torch.Tensor, text: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """From x and its first normalisation: what a block gives, as a sum that is still to be made."""
+    x, normed = add_layer_norm(block.norm2, x, block.attn1(normed))
+    x, normed = add_layer_norm(block.norm3, x, block.attn2(normed, encoder_hidden_states=text))
+    return x, block.ff(normed)
 
 
 def _gated(self: GEGLU, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -131,31 +167,56 @@ def _transformer(
     height, width = hidden_states.shape[2:]
     normed = group_norm(self.norm, hidden_states, silu=False)
     x = self.proj_in(normed.permute(0, 2, 3, 1).flatten(1, 2))
-    for block in self.transformer_blocks:
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            x = self._gradient_checkpointing_func(block, x, encoder_hidden_states)
-        else:
-            x = block(x, encoder_hidden_states=encoder_hidden_states)
+    x = _chained(self, x, encoder_hidden_states)
     x = torch.unflatten(self.proj_out(x), 1, (height, width)).permute(0, 3, 1, 2)
     return (x + hidden_states,)
 
 
+def _chained(self: Transformer2DModel, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """Through all blocks; the last sum of each is one kernel with the first normalisation of the next."""
+    blocks = list(self.transformer_blocks)
+    normed = blocks[0].norm1(x)
+    for number, block in enumerate(blocks):
+        updated = partial(_updated, block)
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            updated = partial(self._gradient_checkpointing_func, updated)
+        x, update = updated(x, normed, text)
+        if number + 1 < len(blocks):
+            x, normed = add_layer_norm(blocks[number + 1].norm1, x, update)
+    return x + update
+
+
 def _resnet(self: ResnetBlock2D, input_tensor: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-    x = group_norm(self.norm1, input_tensor, silu=True)
-    shift = self.time_emb_proj(F.silu(temb))
-    conv1 = self.conv1
-    if type(conv1) is nn.Conv2d and conv1.bias is not None:  # added with the rest: one pass less
-        x = F.conv2d(x, conv1.weight, None, conv1.stride, conv1.padding)
-        shift = shift + conv1.bias
-    else:
-        x = conv1(x)
-    x = self.conv2(group_norm(self.norm2, x, shift, silu=True))
-    shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
-    output: torch.Tensor = shortcut + x
-    return output
+    x, bias = _convolved(self.conv1, group_norm(self.norm1, input_tensor, silu=True))
+    shift = None if self.time_emb_proj is None else self.time_emb_proj(F.silu(temb))
+    if bias is not None:  # added with the shift: one pass less
+        shift = bias.expand(len(x), -1) if shift is None else shift + bias
+    x, bias = _convolved(self.conv2, group_norm(self.norm2, x, shift, silu=True))
+    shortcut = input_tensor
+    if self.conv_shortcut is not None:
+        shortcut, of_shortcut = _convolved(self.conv_shortcut, input_tensor)
+        biases = [each for each in (bias, of_shortcut) if each is not None]
+        bias = torch.stack(biases).sum(dim=0) if biases else None
+    return add(shortcut, x, bias)
+
+
+def _convolved(conv: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Of a plain convolution on a GPU without its bias, which is given too: adding it is another pass."""
+    if type(conv) is not nn.Conv2d or conv.bias is None or not x.is_cuda:
+        return conv(x), None
+    return F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation), conv.bias
 
 
 # Elementwise chains and normalisations: one kernel on a GPU
+
+
+def add(x: torch.Tensor, update: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Images (n, channels, …), an update of theirs, and a frozen bias (channels)."""
+    if x.is_cuda and bias is not None:
+        from bench import kernels  # Triton is there where CUDA is
+
+        return kernels.add(x, update, bias)
+    return x + update if bias is None else x + update + bias[:, None, None]
 
 
 def gated_gelu(x: torch.Tensor) -> torch.Tensor:

@@ -320,19 +320,51 @@ def group_norm(
     return y
 
 
+# Sum of images
+
+
+@triton.jit
+def _add(x, update, bias, y, number, channels, block: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = place < number
+    total = tl.load(x + place, inside).to(tl.float32) + tl.load(update + place, inside).to(tl.float32)
+    tl.store(y + place, total + tl.load(bias + place % channels, inside).to(tl.float32), inside)
+
+
+class _Add(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, update: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        x, update = (t.contiguous(memory_format=torch.channels_last) for t in (x, update))
+        y = torch.empty_like(x)
+        _add[(_blocks(x.numel(), BLOCK),)](x, update, bias, y, x.numel(), len(bias), block=BLOCK)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, of_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return of_y, of_y, None
+
+
+def add(x: torch.Tensor, update: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Images, an update of them, and a frozen bias (channels)."""
+    y: torch.Tensor = _Add.apply(x, update, bias)
+    return y
+
+
 # AdamW
 
 
 @triton.jit
 def _adamw(
-    weights, mean, square, gradient, numbers, norms, width, beta1, beta2, epsilon, block: tl.constexpr
-):
+    weights, mean, square, gradient, num_A, factors, norms, numbers, width, beta1, beta2, epsilon,
+    block: tl.constexpr,
+):  # fmt: skip
     row, place = tl.program_id(1).to(tl.int64), tl.program_id(0) * block + tl.arange(0, block)
     inside, offsets = place < width, row * width + place
     limit, rate = tl.load(numbers + row * 4), tl.load(numbers + row * 4 + 1)
     kept, correction = tl.load(numbers + row * 4 + 2), tl.load(numbers + row * 4 + 3)
     clip = tl.minimum(limit / (tl.load(norms + row) + 1e-6), 1.0)
-    g = tl.load(gradient + offsets, inside, 0) * clip
+    g = tl.load(gradient + offsets, inside, 0).to(tl.float32) * clip
+    g *= tl.where(place < num_A, 1.0, tl.load(factors + row))
     m = tl.load(mean + offsets, inside, 0)
     m += (g - m) * (1 - beta1)
     v = tl.load(square + offsets, inside, 0) * beta2 + g * g * (1 - beta2)
@@ -347,14 +379,22 @@ def adamw(
     mean: torch.Tensor,
     square: torch.Tensor,
     gradient: torch.Tensor,
+    num_A: int,
+    factors: torch.Tensor,
+    norms: torch.Tensor,
     numbers: torch.Tensor,
     betas: tuple[float, float],
     epsilon: float,
 ) -> None:
-    """One update of rows (K, P), in place; `numbers` (K, 4) as in `trainers.optimizer`."""
-    norms, (rows, width) = gradient.norm(dim=1), weights.shape
+    """One update of rows (K, P), in place; `numbers` (K, 4) as in `trainers.optimizer`.
+
+    The gradient (K, P), of any kind of float, is that of the first `num_A` weights of a row and of `factors`
+    (K, 1) times the others; `norms` (K) are of the whole, with its factors.
+    """
+    rows, width = weights.shape
     grid = (_blocks(width, BLOCK), rows)  # only its first side may be longer than 65,535
-    _adamw[grid](weights, mean, square, gradient, numbers, norms, width, *betas, epsilon, block=BLOCK)
+    given = gradient, num_A, factors, norms, numbers, width
+    _adamw[grid](weights, mean, square, *given, *betas, epsilon, block=BLOCK)
 
 
 # Dropout

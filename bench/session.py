@@ -313,7 +313,7 @@ def _encoded(base: BaseModel, examples: Sequence[Example], size: Size) -> tuple[
             "empty_pooled": empty.pooled,
         }
 
-    inputs = ["latents 2", base.fingerprint, size, str(base.dtype), digests, captions]
+    inputs = ["latents 3", base.fingerprint, size, str(base.dtype), digests, captions]
     tensors = cached(inputs, compute, base.device)
     text = TextEmbedding(tensors["hidden"], tensors["pooled"])
     empty = TextEmbedding(tensors["empty_hidden"], tensors["empty_pooled"])

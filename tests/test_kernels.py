@@ -63,10 +63,16 @@ def test_group_norm(
     assert_same((ours,), (F.silu(plain) if silu else plain,), (x, shift) if shifted else (x,))
 
 
+def test_add(kernels: ModuleType) -> None:
+    x, update = (torch.randn(2, 7, 3, 5, requires_grad=True) for _ in range(2))
+    bias = torch.randn(7)
+    assert_same((kernels.add(x, update, bias),), (x + update + bias[:, None, None],), (x, update))
+
+
 def test_adamw(kernels: ModuleType) -> None:
     ours = [torch.randn(3, 50), torch.zeros(3, 50), torch.zeros(3, 50)]
-    plain = ours[0].clone()
-    optimizer = AdamW(plain)
+    plain, num_A, factors = ours[0].clone(), 20, torch.tensor([[1.0], [0.5], [4.0]])
+    optimizer = AdamW(plain, num_A, factors)
     configs = [
         TrialConfig(rank=1, alpha=1, epochs=1, learning_rate=rate, max_grad_norm=norm, warmup_steps=2)
         for rate, norm in ((1e-3, 1.0), (1e-2, 100.0), (0.1, 5.0))
@@ -74,7 +80,8 @@ def test_adamw(kernels: ModuleType) -> None:
     for step in range(3):
         gradient = torch.randn(3, 50)
         numbers = torch.tensor([_numbers(config, step) for config in configs])
-        kernels.adamw(*ours, gradient, numbers, BETAS, EPSILON)
+        norms = torch.cat([gradient[:, :num_A], gradient[:, num_A:] * factors], dim=1).norm(dim=1)
+        kernels.adamw(*ours, gradient, num_A, factors, norms, numbers, BETAS, EPSILON)
         optimizer.update(plain, gradient, configs, [step] * 3)
     for a, b in zip(ours, (plain, optimizer.mean, optimizer.square), strict=True):
         torch.testing.assert_close(a, b)

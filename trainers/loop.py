@@ -17,6 +17,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from bench.base import BaseModel, TrainingData
+from bench.blocks import keep_text, project_text
 from bench.config import TrialConfig
 from bench.denoising import DenoisingLoss
 from bench.graphs import Compute, captured
@@ -195,7 +196,7 @@ class Pack:
         draws = [draw(self._data, config, step).split(self._num_parts) for config, step in pairs]
         found = [self._gradient(bucket, together(parts)) for parts in zip(*draws, strict=True)]
         losses = torch.stack([losses for losses, _ in found]).mean(dim=0)
-        gradient = found[0][1] if len(found) == 1 else torch.stack([g for _, g in found]).mean(dim=0)
+        gradient = found[0][1] if len(found) == 1 else _mean([gradient for _, gradient in found])
         self._optimizer.update(self.slots.weights, gradient, configs, steps)
         for trial in self.trials:
             trial.step += 1
@@ -205,7 +206,7 @@ class Pack:
         """Losses (K,) and gradient (K, P) of a part of the batch; the next part overwrites nothing."""
         key = bucket, len(drawn.index)
         if key not in self._drawn:
-            self._drawn[key] = Draw(*(tensor.to(self._base.device) for tensor in drawn.tensors))
+            self._drawn[key] = drawn.to(self._base.device)
         for here, there in zip(self._drawn[key].tensors, drawn.tensors, strict=True):
             here.copy_(there.pin_memory() if here.is_cuda else there, non_blocking=True)
         self.slots.train(self._drawn[key].keys.view(len(self.slots), -1))
@@ -217,8 +218,9 @@ class Pack:
     def _compute(self, bucket: int, size: int) -> tuple[torch.Tensor, ...]:
         """Losses (K,) and gradient (K, P) of the drawn samples."""
         samples = batch(self._data.buckets[bucket], self._data.empty, self._drawn[bucket, size])
-        losses = self._objective(samples).view(len(self.slots), -1).mean(dim=1)
-        return losses.detach(), self.slots.gradient(losses.sum())
+        with keep_text(project_text(self._unet, samples.text.hidden)):
+            losses = self._objective(samples).view(len(self.slots), -1).mean(dim=1)
+            return losses.detach(), self.slots.gradient(losses.sum())
 
     # Rungs
 
@@ -266,7 +268,7 @@ class Pack:
         self._places = list(trials)
         configs = [trial.config for trial in trials]
         self.slots = Slots(self._base.unet, configs, math.ceil(configs[0].batch_size / self._num_parts))
-        self._optimizer = AdamW(self.slots.weights)
+        self._optimizer = AdamW(self.slots.weights, self.slots.num_A, self.slots.factor)
         self.slots.__enter__()  # once nothing can run out of memory any more
 
     def _attach_again(self, trials: Sequence[Trial]) -> None:
@@ -287,3 +289,7 @@ class Pack:
 
     def _rows(self) -> tuple[torch.Tensor, ...]:
         return self.slots.weights, self._optimizer.mean, self._optimizer.square
+
+
+def _mean(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(gradients)).mean(dim=0, dtype=torch.float32)

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from bench.base import adaptable_names, target_names
+from bench.blocks import text_readers
 from bench.config import TrialConfig
 from bench.errors import UsageError
+from bench.graphs import aside
 from trainers.dropout import Mask, Masked, Masks
 
 PREFIX, METADATA = "unet.", "lora_adapter_metadata"
@@ -72,6 +74,8 @@ class Group:
             self._lay_together(frozen)
         self.A: torch.Tensor
         self.B: torch.Tensor
+        self.gradient: tuple[torch.Tensor, torch.Tensor] | None = None
+        """Where a backward pass puts those of A and B, while there is training."""
         self.ranks: tuple[int, ...] = ()
         """Rank of each slot here; 0 for a slot that does not target these modules."""
         self.mask: Mask | None = None
@@ -81,7 +85,7 @@ class Group:
     def release(self) -> None:
         """Hold no memory of adapters."""
         self.A = self.B = torch.empty(0)
-        self.mask = self.merged = None
+        self.gradient = self.mask = self.merged = None
 
     def _lay_together(self, frozen: Sequence[nn.Module]) -> None:
         """One weight, of which the modules' own become views: no memory is taken twice."""
@@ -113,18 +117,30 @@ class Group:
         """Of one module alone."""
         if isinstance(self.modules[0].frozen, nn.Conv2d):
             return self._convolution(x)
-        return self.outputs(x)[place]
+        return self._product(x, slice(place, place + 1))
 
     def outputs(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Of all modules, which are linear, each (samples, …, out)."""
-        if self.merged is not None:
-            parts = zip(x.chunk(len(self.merged)), self.merged, strict=True)
-            y = _joined([F.linear(part, weight, self.bias) for part, weight in parts])
-        else:
-            slotted = x.reshape(self.num_slots, -1, x.shape[-1])
-            y = SlotProduct.apply(slotted, self.weight, self.bias, self.A, self.B, self.mask)
-            y = y.view(*x.shape[:-1], -1)
+        y = self._product(x, slice(None))
         return torch.unflatten(y, -1, (len(self), -1)).unbind(-2) if len(self) > 1 else (y,)
+
+    def _product(self, x: torch.Tensor, modules: slice) -> torch.Tensor:
+        """Of some modules, side by side in the last dimension."""
+
+        def rows(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+            return torch.unflatten(tensor, axis, (len(self), -1))[(slice(None),) * axis + (modules,)]
+
+        if self.merged is not None:
+            weights = rows(self.merged, 1).flatten(1, 2)
+            parts = zip(x.chunk(len(weights)), weights, strict=True)
+            return _joined([F.linear(part, weight, self.bias) for part, weight in parts])
+        weight, A, B = rows(self.weight, 0).flatten(0, 1), rows(self.A, 1).flatten(1, 2), self.B[:, modules]
+        gradient = self.gradient
+        if gradient:
+            gradient = rows(gradient[0], 1).flatten(1, 2), gradient[1][:, modules]
+        slotted = x.reshape(self.num_slots, -1, x.shape[-1])
+        y: torch.Tensor = SlotProduct.apply(slotted, weight, self.bias, A, B, self.mask, gradient)
+        return y.view(*x.shape[:-1], -1)
 
     def _convolution(self, x: torch.Tensor) -> torch.Tensor:
         frozen = self.modules[0].frozen
@@ -148,7 +164,8 @@ class SlotProduct(torch.autograd.Function):
     """x W + x A B of every slot, with as few passes over memory as there can be.
 
     Shapes: x (K, n, in), weight (G · out, in), A (K, G · R, in), B (K, G, out, R) -> (K, n, G · out). The
-    weight and the bias are frozen.
+    weight and the bias are frozen. Gradients of A and B are written into `gradient`, whose tensors have
+    their shapes, and not given to autograd: nothing but `Slots.gradient` waits for them.
     """
 
     @staticmethod
@@ -160,34 +177,44 @@ class SlotProduct(torch.autograd.Function):
         A: torch.Tensor,
         B: torch.Tensor,
         mask: Mask | None,
+        gradient: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
-        y = F.linear(x, weight, bias)
-        hidden = torch.bmm(mask(x) if mask else x, A.transpose(1, 2))
+        hidden = x.new_empty(*x.shape[:2], A.shape[1])
+        kept = mask(x) if mask else x
+        y: torch.Tensor = aside.together(
+            lambda: torch.bmm(kept, A.transpose(1, 2), out=hidden), lambda: F.linear(x, weight, bias), kept
+        )
         parts = zip(*(_by_module(t, B.shape[1]) for t in (y, hidden, B)), strict=True)
         for part, of_part, B_part in parts:
             part.baddbmm_(of_part, B_part.transpose(1, 2))
         ctx.save_for_backward(x, weight, A, B, hidden)
-        ctx.mask = mask
+        ctx.mask, ctx.gradient = mask, gradient
         return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, of_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, A, B, hidden = ctx.saved_tensors
-        modules, gradient = B.shape[1], gradient.contiguous()
-        of_hidden, of_B = torch.empty_like(hidden), torch.empty_like(B, memory_format=torch.contiguous_format)
-        parts = zip(*(_by_module(t, modules) for t in (gradient, hidden, of_hidden, B, of_B)), strict=True)
-        for part, of_part, into_hidden, B_part, into_B in parts:
+        (of_A, of_B), mask = ctx.gradient, ctx.mask
+        of_y, of_hidden = of_y.contiguous(), torch.empty_like(hidden)
+        by_module = [_by_module(t, B.shape[1]) for t in (of_y, hidden, of_hidden, B, of_B)]
+        for part, _, into_hidden, B_part, _ in zip(*by_module, strict=True):
             torch.bmm(part, B_part, out=into_hidden)
-            torch.bmm(part.transpose(1, 2), of_part, out=into_B)
-        of_A = torch.bmm(of_hidden.transpose(1, 2), ctx.mask(x) if ctx.mask else x)
+        kept = mask(x) if mask else x
+
+        def of_weights() -> None:
+            for part, of_part, _, _, into_B in zip(*by_module, strict=True):
+                torch.bmm(part.transpose(1, 2), of_part, out=into_B)
+            torch.bmm(of_hidden.transpose(1, 2), kept, out=of_A)
+
+        aside.run(of_weights, of_y, of_hidden, hidden, kept)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = gradient @ weight
-            if ctx.mask:
-                of_x += ctx.mask(torch.bmm(of_hidden, A))
+            of_x = of_y @ weight
+            if mask:
+                of_x += mask(torch.bmm(of_hidden, A))
             else:
                 of_x.baddbmm_(of_hidden, A)
-        return of_x, None, None, of_A, of_B, None
+        return of_x, None, None, None, None, None, None
 
 
 def _by_module(tensor: torch.Tensor, modules: int) -> Sequence[torch.Tensor]:
@@ -229,14 +256,19 @@ class Slots:
         self._names = adaptable_names(unet)
         self._targets = [self._targeted(config) for config in configs]
         wanted = frozenset().union(*self._targets)
-        self.groups, self.modules = _grouped(unet, [name for name in self._names if name in wanted])
+        names = [name for name in self._names if name in wanted]
+        wide = not any(config.dropout for config in configs)
+        self.groups, self.modules = _grouped(unet, names, _text_families(unet) if wide else [])
         self.rank = _padded_rank(max(config.rank for config in configs), self.device)
-        self._num_A = self.rank * sum(len(group) * group.in_features for group in self.groups)
+        self.num_A = self.rank * sum(len(group) * group.in_features for group in self.groups)
         num_B = self.rank * sum(len(group) * group.out_features for group in self.groups)
-        self.weights = torch.zeros(len(configs), self._num_A + num_B, device=self.device)
+        self.weights = torch.zeros(len(configs), self.num_A + num_B, device=self.device)
         self.masks = Masks(len(self), num_samples, len(self._names), self.device)
-        self._factor = torch.empty(len(self), 1, device=self.device)
-        self._training = self._copy(len(self))
+        self.factor = torch.empty(len(self), 1, device=self.device)
+        """Of B, in what the modules see while they train, (K, 1)."""
+        self._training, self._gradient = self._copy(len(self)), self._copy(len(self))
+        for seen in (*self._training.A, *self._training.B):
+            seen.requires_grad_()
         self._drawing: dict[int, Copy] = {}
         self.graphs: dict[Hashable, Any] = {}
         """What was captured over these modules by those who draw."""
@@ -319,7 +351,7 @@ class Slots:
     def train(self, keys: torch.Tensor) -> None:
         """All slots, with dropout; `keys` (K, samples), int32: a number of each sample's trial and step."""
         self.masks.set_keys(keys)
-        self._fill(self._training, self.weights, self._factor)
+        self._fill(self._training, self.weights, self.factor)
         self._show(self._training, range(len(self)), training=True)
 
     def focus(self, slots: Sequence[int]) -> None:
@@ -344,53 +376,63 @@ class Slots:
         return (*(group.ranks for group in self.groups), self.groups[0].A.data_ptr())
 
     def gradient(self, loss: torch.Tensor) -> torch.Tensor:
-        """d loss / d weights, (K, P)."""
-        parameters = [*self._training.A, *self._training.B]
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        rows = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
-        result = rows if rows.dtype == torch.float32 else torch.empty_like(rows, dtype=torch.float32)
-        if result is not rows:
-            result[:, : self._num_A] = rows[:, : self._num_A]
-        torch.mul(rows[:, self._num_A :], self._factor, out=result[:, self._num_A :])
-        return result
+        """d loss / d what the modules see, (K, P) in the UNet's dtype: A, and B that carries `factor`.
+
+        The next call overwrites it.
+        """
+        seen = [*self._training.A, *self._training.B]
+        found = torch.autograd.grad(loss, seen, allow_unused=True)
+        into = [*self._gradient.A, *self._gradient.B]
+        # Of convolutions: products have written theirs.
+        pairs = [(here, there) for here, there in zip(into, found, strict=True) if there is not None]
+        if pairs:
+            torch._foreach_copy_([here for here, _ in pairs], [there for _, there in pairs])
+        aside.join()
+        for group in self.groups:
+            if not group.enabled:
+                for of_idle in group.gradient or ():
+                    of_idle.zero_()
+        return self._gradient.rows
 
     def _settle(self) -> None:
         """What depends on the configs alone; in place, since graphs hold it."""
         self.masks.set_rates([config.dropout for config in self.configs])
-        self._factor.copy_(_column([config.scale / (1 - config.dropout) for config in self.configs]))
+        self.factor.copy_(_column([config.scale / (1 - config.dropout) for config in self.configs]))
 
     def _copy(self, num_slots: int) -> "Copy":
         rows = torch.zeros(num_slots, self.weights.shape[1], dtype=self.dtype, device=self.device)
-        A, B, begin_A, begin_B = [], [], 0, self._num_A
+        A, B, begin_A, begin_B = [], [], 0, self.num_A
         for group in self.groups:
             end_A = begin_A + self.rank * len(group) * group.in_features
             end_B = begin_B + self.rank * len(group) * group.out_features
-            A.append(torch.unflatten(rows[:, begin_A:end_A], 1, (-1, group.in_features)).requires_grad_())
+            A.append(torch.unflatten(rows[:, begin_A:end_A], 1, (-1, group.in_features)))
             shape = (len(group), group.out_features, self.rank)
-            B.append(torch.unflatten(rows[:, begin_B:end_B], 1, shape).requires_grad_())
+            B.append(torch.unflatten(rows[:, begin_B:end_B], 1, shape))
             begin_A, begin_B = end_A, end_B
         return Copy(rows, A, B)
 
     @torch.no_grad()
     def _fill(self, copy: "Copy", weights: torch.Tensor, factor: torch.Tensor) -> None:
-        copy.rows[:, : self._num_A] = weights[:, : self._num_A]
-        torch.mul(weights[:, self._num_A :], factor, out=copy.rows[:, self._num_A :])
+        copy.rows[:, : self.num_A] = weights[:, : self.num_A]
+        torch.mul(weights[:, self.num_A :], factor, out=copy.rows[:, self.num_A :])
 
     def _show(self, copy: "Copy", slots: Sequence[int], *, training: bool) -> None:
         # A graph is captured for all ranks and targets: those that a slot lacks are zeros in it.
         fixed = self.device.type == "cuda"
-        for group, A, B in zip(self.groups, copy.A, copy.B, strict=True):
+        gradients = zip(self._gradient.A, self._gradient.B, strict=True)
+        for group, A, B, gradient in zip(self.groups, copy.A, copy.B, gradients, strict=True):
             ranks = [self.configs[slot].rank * bool(group.names & self._targets[slot]) for slot in slots]
             if fixed and (training or any(ranks)):
                 ranks = [self.rank] * len(slots)
             group.A, group.B, group.ranks, group.merged = A, B, tuple(ranks), None
             group.mask = self.masks.mask(group.number) if training else None
+            group.gradient = gradient if training else None
 
     # Layout
 
     def _views(self, row: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """A (R, in) and B (out, R) of every module in a row (P)."""
-        views, begin_A, begin_B = {}, 0, self._num_A
+        views, begin_A, begin_B = {}, 0, self.num_A
         for name, module in self.modules.items():
             group = module.group
             end_A = begin_A + self.rank * group.in_features
@@ -402,9 +444,9 @@ class Slots:
     def _shapes(self, slot: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         """Module name -> shapes of A and B in PEFT's layout."""
         rank, shapes = self.configs[slot].rank, {}
-        for name, module in self.modules.items():
+        for name in self._names:  # in whose order initial weights are drawn, whatever lies together
             if name in self._targets[slot]:
-                weight = module.frozen.weight
+                weight = self.modules[name].frozen.weight
                 assert isinstance(weight, torch.Tensor)
                 ones = (1,) * (weight.ndim - 2)
                 shapes[name] = ((rank, *weight.shape[1:]), (len(weight), rank, *ones))
@@ -444,22 +486,36 @@ class Copy:
     B: list[torch.Tensor]
 
 
-def _grouped(unet: nn.Module, names: Sequence[str]) -> tuple[list[Group], dict[str, SlotModule]]:
-    """Neighbours that read the same input lie together, if all of them are among `names`.
+def _grouped(
+    unet: nn.Module, names: Sequence[str], families: Sequence[Sequence[str]]
+) -> tuple[list[Group], dict[str, SlotModule]]:
+    """Modules that read the same input lie together, if all of them are among `names`: those of `families`,
+    and neighbours.
 
     A group's number is its place among all modules: so a trial's masks do not depend on its neighbours.
     """
     places = {name: place for place, name in enumerate(adaptable_names(unet))}
     groups: list[Group] = []
     modules: dict[str, SlotModule] = {}
+    large = {name: family for family in families if set(family) <= set(names) for name in family}
     for name in names:
         if name not in modules:
-            family = _family(unet, name)
+            family = large.get(name) or _family(unet, name)
             members = family if set(family) <= set(names) else [name]
             frozen = [unet.get_submodule(member) for member in members]
             groups.append(Group(places[family[0]], members, frozen))
             modules |= dict(zip(members, groups[-1].modules, strict=True))
     return groups, modules
+
+
+def _text_families(unet: nn.Module) -> list[list[str]]:
+    """What reads the text, by shape; not for dropout, by which each attention has a mask of its own."""
+    readers = {module for pair in text_readers(unet).values() for module in pair}
+    families: dict[torch.Size, list[str]] = {}
+    for name, module in unet.named_modules():
+        if module in readers and isinstance(module, nn.Linear):
+            families.setdefault(module.weight.shape, []).append(name)
+    return list(families.values())
 
 
 def _family(unet: nn.Module, name: str) -> list[str]:

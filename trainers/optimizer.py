@@ -16,7 +16,9 @@ class AdamW:
     Loshchilov & Hutter 2019 (arXiv 1711.05101). AdamW is elementwise, so K rows are K optimizers.
     """
 
-    def __init__(self, weights: torch.Tensor) -> None:
+    def __init__(self, weights: torch.Tensor, num_A: int, factor: torch.Tensor) -> None:
+        """Gradients are of the first `num_A` weights of a row, and of `factor` (K, 1) times the others."""
+        self._num_A, self._factor = num_A, factor
         self.mean = torch.zeros_like(weights)
         self.square = torch.zeros_like(weights)
 
@@ -33,8 +35,9 @@ class AdamW:
         configs: Sequence[TrialConfig],
         steps: Sequence[int],
     ) -> None:
-        """One update from d loss / d weights (K, P); `steps` count from 0, by row."""
+        """One update from a gradient (K, P), which may be overwritten; `steps` count from 0, by row."""
         if not weights.is_cuda:
+            gradient[:, self._num_A :] *= self._factor
             for row, (config, step) in enumerate(zip(configs, steps, strict=True)):
                 self._update_row(weights[row], gradient[row], row, config, step)
             return
@@ -42,7 +45,11 @@ class AdamW:
 
         rows = [_numbers(config, step) for config, step in zip(configs, steps, strict=True)]
         numbers = torch.tensor(rows).pin_memory().to(weights.device, non_blocking=True)
-        kernels.adamw(weights, self.mean, self.square, gradient, numbers, BETAS, EPSILON)
+        parts = gradient[:, : self._num_A], gradient[:, self._num_A :]
+        of_A, of_B = (torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts)
+        norms = torch.hypot(of_A, of_B * self._factor[:, 0])
+        scaled = gradient, self._num_A, self._factor, norms
+        kernels.adamw(weights, self.mean, self.square, *scaled, numbers, BETAS, EPSILON)
 
     def _update_row(
         self, weights: torch.Tensor, gradient: torch.Tensor, row: int, config: TrialConfig, step: int

@@ -31,6 +31,9 @@ class Draw:
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return self.index, self.posterior, self.noise, self.timesteps, self.dropped, self.keys
 
+    def to(self, device: torch.device) -> "Draw":
+        return Draw(*(tensor.to(device) for tensor in self.tensors))
+
     def split(self, number: int) -> "list[Draw]":
         """In `number` parts, which must divide the samples."""
         return [

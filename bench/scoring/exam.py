@@ -229,7 +229,7 @@ def base_images(exam: Exam, prompts: Sequence[Prompt]) -> NDArray[np.uint8]:
     """
     base, sampler = exam.base, exam.sampler
     inputs = [
-        "base images 2",
+        "base images 3",
         base.fingerprint,
         str(base.dtype),
         base.resolution,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.base import BaseModel, Bucket, TrainingData, load_base
+from bench.base import BaseModel, Bucket, TrainingData, find_device, load_base
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +90,9 @@ def _tokenizer(folder: Path) -> object:
 
 @pytest.fixture(scope="session")
 def base(tiny_sdxl: Path) -> BaseModel:
-    return load_base(str(tiny_sdxl), torch.device("cpu"))
+    """On the GPU where there is one: packs, graphs and kernels are held to plain PEFT there too."""
+    torch.backends.cudnn.allow_tf32 = False
+    return load_base(str(tiny_sdxl), find_device())
 
 
 @pytest.fixture(scope="session")
@@ -99,8 +101,8 @@ def data(base: BaseModel) -> TrainingData:
     generator = torch.Generator().manual_seed(1)
     shape = (10, *base.latent_shape)
     images = Bucket(
-        mean=torch.randn(shape, generator=generator),
-        std=torch.rand(shape, generator=generator) / 10,
+        mean=torch.randn(shape, generator=generator).to(base.device),
+        std=torch.rand(shape, generator=generator).to(base.device) / 10,
         text=base.encode_prompts([f"{letter} red apple" for letter in string.ascii_lowercase[:10]]),
     )
     return TrainingData(buckets=(images,), empty=base.encode_empty())

@@ -13,7 +13,8 @@ from trainers.loop import train
 def gap_of(base: BaseModel, data: TrainingData) -> LossGap:
     generator = torch.Generator().manual_seed(9)
     (train,) = data.buckets
-    held_out = Bucket(mean=torch.randn(train.mean.shape, generator=generator), std=train.std, text=train.text)
+    mean = torch.randn(train.mean.shape, generator=generator).to(base.device)
+    held_out = Bucket(mean=mean, std=train.std, text=train.text)
     return LossGap(base, train, held_out)
 
 
