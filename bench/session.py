@@ -175,11 +175,14 @@ def run_adapters(command: Command, digests: Mapping[Path, str]) -> Run:
 def run_speed(command: Command) -> Speed:
     """Measure what the base of a space does on this machine; writes nothing. Raises a BenchError."""
     space, device = command.space, find_device()
+
+    def say(text: str) -> None:
+        command.console.print(f"Measuring {text}.", highlight=False, markup=False)
+
     base = _load_base(space, device)
     try:
-        return measure_speed(
-            base, space, command.engine.train, device=_describe(device), config=describe(space.default)
-        )
+        words = {"device": _describe(device), "config": describe(space.default)}
+        return measure_speed(base, space, command.engine.train, **words, say=say)
     except torch.OutOfMemoryError as error:
         raise BenchError(f"{base.name}: out of memory: {str(error).splitlines()[0]}") from None
 

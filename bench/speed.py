@@ -1,7 +1,7 @@
 """Speed: what a base does on this machine, alone and packed, against what the machine can do."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,20 +91,29 @@ class Speed:
 
 
 def measure_speed(
-    base: BaseModel, space: SearchSpace, trainer: Trainer, *, device: str, config: str
+    base: BaseModel,
+    space: SearchSpace,
+    trainer: Trainer,
+    *,
+    device: str,
+    config: str,
+    say: Callable[[str], None],
 ) -> Speed:
     """Measure the default configuration of a space; `device` and `config` are described in these words.
 
-    Raises torch.OutOfMemoryError, and BenchError where `rehearse` does.
+    Says what is measured now. Raises torch.OutOfMemoryError, and BenchError where `rehearse` does.
     """
+    say("a large matrix product")
     limit = product_rate(base.device, base.dtype)
     flops = sample_flops(base, space.default), image_flops(base, space.sampler)
     slots, reason = space.slots, "as the space says"
     if slots == "auto":
+        say("how many trials fit side by side")
         fit = find_fit(base, space, trainer)
         slots, reason = fit.slots, fit.reason
     modes = []
     for number in (1, slots):
+        say("one trial alone" if number == 1 else f"{number} trials side by side")
         rehearsal = rehearse(base, trainer, space.default, number, space.sampler, SECONDS[base.device.type])
         modes.append(_mode(rehearsal, space.default.batch_size, flops, limit.median))
     return Speed(

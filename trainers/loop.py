@@ -233,7 +233,12 @@ class Pack:
     def focus(self, trials: Sequence[Trial]) -> None:
         """Attach these alone, to be drawn."""
         places = [self.slot(trial) for trial in trials]
-        self._base.attached = Attached(self.slots, places, self._graphs.clear)
+        self._base.attached = Attached(self.slots, places, self._spare)
+
+    def _spare(self) -> None:
+        """Give back the memory of the training's graphs, which are captured again when it goes on."""
+        self._graphs.clear()
+        self.slots.leave_pool()
 
     def leave(self, indices: set[int], standing: Sequence[Trial]) -> None:
         """Trials that end here give up their slots; the others go on to their next rung."""

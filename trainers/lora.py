@@ -272,7 +272,7 @@ class Slots:
         self._drawing: dict[int, Copy] = {}
         self.graphs: dict[Hashable, Any] = {}
         """What was captured over these modules by those who draw."""
-        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        self.leave_pool()
         for slot, config in enumerate(configs):
             self.put(slot, config)
 
@@ -291,6 +291,10 @@ class Slots:
 
     def __len__(self) -> int:
         return len(self.configs)
+
+    def leave_pool(self) -> None:
+        """Graphs that are captured from now on share other memory: of a pool that none uses none can be."""
+        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     # What the slots hold
 

@@ -165,7 +165,11 @@ def test_a_sample_costs_what_lies_above_its_first_adapter(
 def test_speed_is_measured_alone_and_packed(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.speed.SQUARE", {"cpu": 64})
     monkeypatch.setattr("bench.speed.SECONDS", {"cpu": 0.0})
-    found = measure_speed(base, space(slots="auto", trials=9), train, device="cpu", config="rank 4")
+    said: list[str] = []
+    found = measure_speed(
+        base, space(slots="auto", trials=9), train, device="cpu", config="rank 4", say=said.append
+    )
+    assert said[0] == "a large matrix product" and said[-1] == f"{found.packed.slots} trials side by side"
     assert (found.alone.slots, found.packed.slots) == (1, 3)
     assert "3 (a search of at least 3 rounds)" in found.slots_reason
     for mode in (found.alone, found.packed):
