@@ -63,6 +63,7 @@ def on_devices(number: int, packs: Packs, load: Load) -> Iterator["Packs | Fleet
         return
     fleet = Fleet(packs, [Worker(number=further, load=load) for further in range(1, number)])
     try:
+        fleet.start()
         yield fleet
     finally:
         fleet.close()
@@ -72,7 +73,7 @@ class Fleet:
     """Packs on several devices; Study and Confirmation use them as they use those of one."""
 
     def __init__(self, packs: Packs, workers: Sequence[Worker]) -> None:
-        """`packs` are this process's own. Workers start now, and load while this process goes on."""
+        """`packs` are this process's own."""
         self.packs, self.workers, self.progress = packs, workers, packs.progress
         self.on_end: Callable[[Job], None] = lambda job: None
         self.on_score: Callable[[Job, int, Evaluation], None] = lambda job, epoch, evaluation: None
@@ -99,7 +100,10 @@ class Fleet:
         packs.on_end = lambda job: self._in_turn(self.on_end, job)
         packs.on_score = lambda *score: self._in_turn(self.on_score, *score)
         packs.stops = lambda job, epoch: self._in_turn(self.stops, job, epoch)
-        for worker in workers:
+
+    def start(self) -> None:
+        """Returns at once: workers load while this process goes on."""
+        for worker in self.workers:
             worker.start()
             Thread(target=self._attend, args=(worker,), daemon=True).start()
 

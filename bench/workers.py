@@ -83,6 +83,7 @@ class Worker:
     """Its device is left alone."""
     last_words: str | None = None
     """Why it ends."""
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Returns at once: it loads for a while."""
@@ -105,8 +106,8 @@ class Worker:
             message: tuple[Any, ...] = self._pipe.recv()
             return message
         except (EOFError, OSError):
-            self.kill()
-            raise Gone(self.last_words or ending(self._process.returncode)) from None
+            code = self.kill()
+            raise Gone(self.last_words or _ending(code)) from None
 
     def tell(self, answer: Any) -> None:
         """To one that has ended, nothing: `hear` says that it has."""
@@ -118,12 +119,15 @@ class Worker:
         self.running.clear()
         self.kill()
 
-    def kill(self) -> None:
+    def kill(self) -> int:
+        """Returns the exit code of its process, negative for a signal."""
+        if not self._process:
+            return 0
         self._process.kill()
-        self._process.wait()
+        return self._process.wait()
 
 
-def ending(code: int) -> str:
+def _ending(code: int) -> str:
     """How a process ended that said nothing."""
     if code >= 0:
         return f"its process ended with exit code {code}"
@@ -149,6 +153,8 @@ def main() -> None:
         torch.set_num_threads(threads)
         parent = _Parent(pipe)
         _work(parent, *load(parent))
+    except EOFError:
+        pass  # the parent ended before it could say what to do
     except BenchError as error:
         pipe.send((0.0, "dying", one_line(error)))
     except Exception as error:
