@@ -104,6 +104,7 @@ class Fleet:
     def start(self) -> None:
         """Returns at once: workers load while this process goes on."""
         for worker in self.workers:
+            self._part(worker).status("loading")
             worker.start()
             Thread(target=self._attend, args=(worker,), daemon=True).start()
 
@@ -208,6 +209,7 @@ class Fleet:
         return self._parts[worker.number]
 
     def _give_order(self, worker: Worker) -> Order:
+        worker.is_loaded = True
         self._part(worker).status("")
         self._turn.wait_for(lambda: self._closed or self._share.has_more)
         return self._order
@@ -244,6 +246,7 @@ class Fleet:
         worker.given_up = worker.deaths == MAX_DEATHS
         what = "it is left alone" if worker.given_up else "it starts again"
         self._part(worker).slots([])
+        self._part(worker).status("" if worker.given_up else "loading")
         self._part(worker).line(f"device {worker.number}: {reason}; {what}")
         for item in lost:
             self._lose(item, reason)

@@ -136,7 +136,7 @@ def run_search(command: Command) -> Run:
     opened = open_session(command, space.name, is_search=True)
     with opened as session, show_progress(command.console) as progress:
         own = packs_of(session, command.engine, progress)
-        with _on_all_devices(session, command.engine, own) as packs:
+        with on_all_devices(session, command.engine, own) as packs:
             exams = session.exams(own)
             confirmation = Confirmation(run=session.run, packs=packs, exams=exams)
             study = Study(run=session.run, packs=packs, dev=exams["dev"], reserve=confirmation.units)
@@ -151,7 +151,7 @@ def run_floor(command: Command) -> Run:
     opened = open_session(command, command.space.name)
     with opened as session, show_progress(command.console) as progress:
         own = packs_of(session, command.engine, progress)
-        with _on_all_devices(session, command.engine, own) as packs:
+        with on_all_devices(session, command.engine, own) as packs:
             Confirmation(run=session.run, packs=packs, exams=session.exams(own)).floor()
     return session.run
 
@@ -169,7 +169,7 @@ def run_adapters(command: Command, digests: Mapping[Path, str]) -> Run:
         for file, into in folders.items():
             start_adapter(into, file, digests[file])
         own = packs_of(session, command.engine, progress)
-        with _on_all_devices(session, command.engine, own) as packs:
+        with on_all_devices(session, command.engine, own) as packs:
             for split, exam in session.exams(own, EXAMINED).items():
                 _examine_adapters(packs, {file: into / split for file, into in folders.items()}, exam)
     return session.run
@@ -221,7 +221,8 @@ def packs_of(session: Session, engine: Engine, progress: Progress) -> Packs:
     )
 
 
-def _on_all_devices(session: Session, engine: Engine, packs: Packs) -> AbstractContextManager[Packs | Fleet]:
+def on_all_devices(session: Session, engine: Engine, packs: Packs) -> AbstractContextManager[Packs | Fleet]:
+    """What trains and examines on all devices of a session, `packs` on the first; no worker outlives it."""
     load = partial(join, session.run.path, session.run.metadata, engine)
     return on_devices(session.num_devices, packs, load)
 

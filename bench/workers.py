@@ -77,6 +77,8 @@ class Worker:
     """Units of work, see `Packs`."""
     running: dict[Path, Any] = field(default_factory=dict)
     """Jobs, or a Sheaf, that it has and has not ended, by their folders."""
+    is_loaded: bool = False
+    """Has asked for an order."""
     deaths: int = 0
     """Since it last ended anything."""
     given_up: bool = False
@@ -87,7 +89,7 @@ class Worker:
 
     def start(self) -> None:
         """Returns at once: it loads for a while."""
-        self.last_words = None
+        self.is_loaded, self.last_words = False, None
         self._pipe, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(

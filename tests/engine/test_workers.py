@@ -13,11 +13,15 @@ from typing import Any
 import optuna
 import psutil
 import pytest
+import torch
 import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
-from bench.packs import Job
+from bench.base import BaseModel
+from bench.errors import DeviceError
+from bench.fit import find_fit
+from bench.packs import Job, _check_device
 from bench.progress import PlainProgress
 from bench.run import Run
 from bench.session import Command, Engine, open_session, packs_of, run_search
@@ -167,6 +171,20 @@ def test_workers_end_with_a_parent_that_is_killed(command: MakeCommand, tmp_path
         workers = wait_for(lambda: psutil.Process(parent.pid).children())
         parent.send_signal(signal.SIGKILL)
     assert psutil.wait_procs(workers, timeout=120)[1] == []
+
+
+@pytest.mark.parametrize(("devices", "slots"), [(1, 4), (2, 2)])
+def test_a_search_leaves_rounds_to_every_device(
+    command: MakeCommand, base: BaseModel, devices: int, slots: int
+) -> None:
+    assert find_fit(base, command(trials=12).space, train, devices).slots == slots
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one that works")
+def test_an_error_of_the_device_is_no_trial_s_fault() -> None:
+    _check_device(torch.device("cpu"), "an error")
+    with pytest.raises(DeviceError, match="an error; finished trials are kept"):
+        _check_device(torch.device("cuda"), "an error")
 
 
 def wait_for(found: Callable[[], Any]) -> Any:
