@@ -19,7 +19,7 @@ import torch
 
 from bench import run as runs
 from bench.base import BaseModel
-from bench.packs import Job, Packs
+from bench.packs import Job, Packs, one_line
 from bench.progress import Part, parts_of
 from bench.run import Evaluation
 from bench.scoring.exam import Exam
@@ -135,6 +135,8 @@ class Fleet:
         self._finish(jobs, order, lambda jobs: self.packs.train(jobs, exam, rungs, part))
 
     def examine(self, adapters: Sequence[tuple[Path, Path]], exam: Exam) -> None:
+        """In parts that are alike, so that all devices end together."""
+
         def work(sheaves: Iterator[Sheaf]) -> None:
             for sheaf in sheaves:
                 self.packs.examine(sheaf.adapters, exam)
@@ -171,11 +173,13 @@ class Fleet:
         with self._turn:
             self._share, self._order = share, order
             self._turn.notify_all()
-        while not self._settled:
+        is_settled = False
+        while not is_settled:
             work(iter(partial(self._in_turn, self._own), None))
             self._parts[0].status("")
             with self._turn:
                 self._turn.wait_for(lambda: self._settled or (share.back and self._num_devices == 1))
+                is_settled = self._settled
         if share.error:
             raise share.error
 
@@ -186,24 +190,27 @@ class Fleet:
     # What workers ask and tell, each on a thread of its own
 
     def _attend(self, worker: Worker) -> None:
-        while not worker.given_up:
+        while not (worker.given_up or self._closed):
             try:
-                units, name, *details = worker.hear()
+                message = worker.hear()
             except Gone as gone:
-                units, name, details = 0.0, "gone", [str(gone)]
+                message = 0.0, "gone", str(gone)
             with self._turn:
-                if self._closed:
-                    return
-                worker.done += units
-                self._part(worker).advance(units)
-                try:
-                    answer = self._answers[name](worker, *details)
-                except Exception as error:  # `_finish` raises it, once others have done what they have begun
-                    self._share.end(error)
-                    worker.give_up()
-                if name in ASKED:
-                    worker.tell(answer)
+                if not self._closed:
+                    self._answer(worker, *message)
                 self._turn.notify_all()
+
+    def _answer(self, worker: Worker, units: float, name: str, *details: Any) -> None:
+        worker.done += units
+        self._part(worker).advance(units)
+        try:
+            answer = self._answers[name](worker, *details)
+            if name in ASKED:
+                worker.tell(answer)
+        except Exception as error:  # `_finish` raises it, once others have done what they have begun
+            self._part(worker).line(f"device {worker.number}: {one_line(error)}")
+            self._share.end(error)
+            worker.give_up()
 
     def _part(self, worker: Worker) -> Part:
         return self._parts[worker.number]
@@ -313,7 +320,7 @@ class _Share:
 
 
 def sheaves_of(adapters: Sequence[tuple[Path, Path]], num_devices: int, num_slots: int) -> list[Sheaf]:
-    """As few and as equal as may be, of `num_slots` adapters at most, so that all devices end together."""
+    """As few and as alike as may be, of `num_slots` adapters at most."""
     if not adapters:
         return []
     rounds = math.ceil(len(adapters) / (num_devices * num_slots))
