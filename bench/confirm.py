@@ -13,6 +13,7 @@ from bench import run as runs
 from bench.config import TrainingConfig, TrialConfig
 from bench.errors import StudyError
 from bench.files import replacing, write_text
+from bench.fleet import Fleet
 from bench.floor import Floor, measure_floor
 from bench.packs import Job, Packs
 from bench.pareto import Point, finalists
@@ -34,7 +35,7 @@ class Confirmation:
     """Retrains, chooses and examines; what the run folder holds already is not done again."""
 
     run: Run
-    packs: Packs
+    packs: Packs | Fleet
     exams: Mapping[Split, Exam]
 
     def confirm(self, seconds: Callable[[], float]) -> Result:
@@ -103,7 +104,7 @@ class Confirmation:
         # The longest first: what is left at the end is short.
         todo = sorted((job for job in jobs if not job.ended), key=lambda job: -job.config.epochs)
         self.packs.progress.total(self.packs.done + self._work(len(todo)))
-        self.packs.train(todo, self.exams["dev"], self.run.space.rungs)
+        self.packs.train(todo, self.exams["dev"], self.run.space.rungs, len(todo))
 
     def _jobs(self, label: str, config: TrialConfig) -> list[Job]:
         complete = {record.path for record in self._records(label)}

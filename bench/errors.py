@@ -4,6 +4,7 @@ BenchError              shown as one line, exit code 2
 ├── UsageError          a file, key, flag or value from the user is wrong; nothing was written
 ├── MissingError        something is not on this machine; the message says how to get it
 ├── MismatchError       two things that must agree do not (runs to compare, a run to resume)
+├── DeviceError         a device no longer works; what it trained starts again
 ├── TrialError          one trial cannot be scored; recorded with its reason, the study goes on
 └── StudyError          too many trainings failed: there is nothing to confirm, or no floor to measure
 """
@@ -25,6 +26,10 @@ class MissingError(BenchError):
 
 class MismatchError(BenchError):
     """Two things that must agree do not."""
+
+
+class DeviceError(BenchError):
+    """A device no longer works."""
 
 
 class TrialError(BenchError):

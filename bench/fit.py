@@ -36,12 +36,16 @@ class Fit:
     reason: str
 
 
-def find_fit(base: BaseModel, space: SearchSpace, trainer: Trainer) -> Fit:
-    """Of the heaviest configuration of a space; takes two rehearsals on a GPU, nothing elsewhere."""
-    rounds = max(1, space.trials // ROUNDS)
+def find_fit(base: BaseModel, space: SearchSpace, trainer: Trainer, num_devices: int = 1) -> Fit:
+    """Of the heaviest configuration of a space, on each of several devices that are like the base's.
+
+    Takes two rehearsals on a GPU, nothing elsewhere.
+    """
+    rounds = max(1, space.trials // (ROUNDS * num_devices))
     if base.device.type != "cuda":
         weights = sum(parameter.nbytes for parameter in base.unet.parameters())
-        return fit_processor(torch.get_num_threads(), psutil.virtual_memory().available, weights, rounds)
+        available = psutil.virtual_memory().available // num_devices
+        return fit_processor(torch.get_num_threads(), available, weights, rounds)
     config = heaviest(base, space)
     one = _rehearsed(base, trainer, config, space, 1)
     two = _rehearsed(base, trainer, config, space, 2) if one else None

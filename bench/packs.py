@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from bench import run as runs
 from bench.base import BaseModel, TrainingData
 from bench.config import TrialConfig
-from bench.errors import BenchError, TrialError
+from bench.errors import BenchError, DeviceError, TrialError
 from bench.files import replacing
 from bench.run import Evaluation
 from bench.scoring.exam import Exam
@@ -114,6 +114,8 @@ class _Queue:
     """Jobs as a trainer takes them: those that start again first."""
 
     waiting: Iterator[Job]
+    most: int | None = None
+    """Side by side."""
     again: deque[Job] = field(default_factory=deque)
     taken: list[Job] = field(default_factory=list)
     """By index."""
@@ -172,12 +174,12 @@ class Packs:
 
     # Training
 
-    def train(self, jobs: Iterable[Job], exam: Exam, rungs: Sequence[int]) -> None:
-        """Train jobs side by side, score them at each rung, and record how each one ends.
+    def train(self, jobs: Iterable[Job], exam: Exam, rungs: Sequence[int], most: int | None = None) -> None:
+        """Train jobs side by side, `most` at most, score them at each rung, and record how each one ends.
 
         A job is asked for when a slot is free for it, so that it may depend on all that has been scored.
         """
-        queue = _Queue(waiting=iter(jobs))
+        queue = _Queue(waiting=iter(jobs), most=most)
         while queue.fill():
             self._train(queue, exam, rungs)
         self.progress.slots([])
@@ -194,10 +196,11 @@ class Packs:
             if error is queue.broken:
                 raise
             if not isinstance(error, torch.OutOfMemoryError) or self.num_slots == 1:
-                broken = f"{type(error).__name__}: {_one_line(error)}"
+                broken = f"{type(error).__name__}: {one_line(error)}"
             else:
                 self._halve()
         if broken:
+            _check_device(self.base.device, broken)
             self._end_broken(queue, broken)
         gc.collect()  # what an error's traceback held
         torch.cuda.empty_cache()
@@ -213,8 +216,8 @@ class Packs:
             self._count(num_trials * queue.taken[0].config.batch_size)
             self.progress.status(f"training {num_trials} side by side")
 
-        configs = queue.configs(start)
-        with closing(self.trainer(self.base, self.data, configs, rungs, self.num_slots, on_step)) as standing:
+        configs, num_slots = queue.configs(start), min(self.num_slots, queue.most or self.num_slots)
+        with closing(self.trainer(self.base, self.data, configs, rungs, num_slots, on_step)) as standing:
             for rung in standing:
                 self._score(rung, queue, exam)
                 self._show(queue)
@@ -365,10 +368,20 @@ def _halves(items: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
 
 
 def _machine(error: Exception) -> BenchError:
-    return BenchError(f"{_one_line(error)}; finished trials are kept: run it again when mended")
+    return BenchError(f"{one_line(error)}; finished trials are kept: run it again when mended")
 
 
-def _one_line(error: Exception) -> str:
+def _check_device(device: torch.device, broken: str) -> None:
+    """After some errors a GPU gives this process nothing but the same error: no fault of the next trials."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        raise DeviceError(f"{broken}; finished trials are kept: run it again") from None
+
+
+def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 

@@ -3,11 +3,14 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import RLock
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+from bench import packs
 
 
 class Pace:
@@ -111,6 +114,50 @@ class LiveProgress:
         status = [Text(self._status)] if self._status else []
         best = [Text(self._best, style="bold green")] if self._best else []
         return Group(*rows, *status, *best, self._bar)
+
+
+class Part:
+    """What one of several devices says: the display shows the slots of all, and what each is doing."""
+
+    def __init__(self, display: packs.Progress, parts: Sequence["Part"], lock: RLock) -> None:
+        self._display, self._parts, self._lock = display, parts, lock
+        self._rows: Sequence[str] = ()
+        self._status = ""
+
+    def total(self, units: float) -> None:
+        with self._lock:
+            self._display.total(units)
+
+    def advance(self, units: float) -> None:
+        with self._lock:
+            self._display.advance(units)
+
+    def status(self, text: str) -> None:
+        with self._lock:
+            self._status = text
+            numbered = enumerate(part._status for part in self._parts)
+            self._display.status("; ".join(f"device {n}: {status}" for n, status in numbered if status))
+
+    def slots(self, rows: Sequence[str]) -> None:
+        with self._lock:
+            self._rows = rows
+            self._display.slots([row for part in self._parts for row in part._rows])
+
+    def best(self, text: str) -> None:
+        with self._lock:
+            self._display.best(text)
+
+    def line(self, text: str) -> None:
+        with self._lock:
+            self._display.line(text)
+
+
+def parts_of(display: packs.Progress, number: int) -> list[Part]:
+    """For each of so many devices, any of which may speak at any time."""
+    parts: list[Part] = []
+    lock = RLock()
+    parts += [Part(display, parts, lock) for _ in range(number)]
+    return parts
 
 
 @contextmanager

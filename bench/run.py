@@ -321,6 +321,12 @@ def end_trial(folder: Path, state: State, seconds: float, reason: str | None = N
     write_json(folder / "trial.json", {**data, "state": state, "seconds": seconds, "reason": reason})
 
 
+def has_ended(folder: Path) -> bool:
+    """Whether there is a trial whose end has been recorded."""
+    file = folder / "trial.json"
+    return file.exists() and read_json(file)["state"] != "running"
+
+
 def read_trial(folder: Path) -> TrialRecord:
     """The record of one trial folder."""
     data = read_json(folder / "trial.json")

@@ -4,9 +4,11 @@ import dataclasses
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from bench.confirm import EXAMINED, Confirmation
 from bench.dataset import Dataset, Example, load_dataset
 from bench.errors import BenchError, MismatchError, TrialError, UsageError
 from bench.fit import find_fit
+from bench.fleet import Fleet, count_devices, on_devices, shared_threads
 from bench.packs import Attach, Packs, Progress, Trainer, describe
 from bench.progress import show_progress
 from bench.prompts import Prompt, fingerprint, held_out_prompts, probe_prompts, scored_text
@@ -96,6 +99,7 @@ class Session:
     dataset: Dataset
     networks: Networks
     prompts: Mapping[Split, Sequence[Prompt]]
+    num_devices: int = 1
 
     def exam(self, split: Split, packs: Packs) -> Exam:
         """The Exam of a split; draws the base's images if the folder does not hold them yet."""
@@ -131,13 +135,14 @@ def run_search(command: Command) -> Run:
     space = command.space
     opened = open_session(command, space.name, is_search=True)
     with opened as session, show_progress(command.console) as progress:
-        packs = packs_of(session, command.engine, progress)
-        exams = session.exams(packs)
-        confirmation = Confirmation(run=session.run, packs=packs, exams=exams)
-        study = Study(run=session.run, packs=packs, dev=exams["dev"], reserve=confirmation.units)
-        study.search(space.trials, space.budget)
-        confirmation.confirm(lambda: study.seconds)
-        study.save_seconds()
+        own = packs_of(session, command.engine, progress)
+        with on_all_devices(session, command.engine, own) as packs:
+            exams = session.exams(own)
+            confirmation = Confirmation(run=session.run, packs=packs, exams=exams)
+            study = Study(run=session.run, packs=packs, dev=exams["dev"], reserve=confirmation.units)
+            study.search(space.trials, space.budget)
+            confirmation.confirm(lambda: study.seconds)
+            study.save_seconds()
     return session.run
 
 
@@ -145,9 +150,9 @@ def run_floor(command: Command) -> Run:
     """Measure the noise floor of a space's default configuration; a search of that name builds on it."""
     opened = open_session(command, command.space.name)
     with opened as session, show_progress(command.console) as progress:
-        packs = packs_of(session, command.engine, progress)
-        exams = session.exams(packs)
-        Confirmation(run=session.run, packs=packs, exams=exams).floor()
+        own = packs_of(session, command.engine, progress)
+        with on_all_devices(session, command.engine, own) as packs:
+            Confirmation(run=session.run, packs=packs, exams=session.exams(own)).floor()
     return session.run
 
 
@@ -160,16 +165,21 @@ def run_adapters(command: Command, digests: Mapping[Path, str]) -> Run:
     opened = open_session(command, f"adapters-{command.space.name}"[:MAX_NAME])
     with opened as session, show_progress(command.console) as progress:
         _check_fit(session.base, command.engine, digests)
-        packs = packs_of(session, command.engine, progress)
         folders = {file: session.run.adapter_folder(adapter_label(digests[file])) for file in digests}
         for file, into in folders.items():
             start_adapter(into, file, digests[file])
-        for split, exam in session.exams(packs, EXAMINED).items():
-            packs.examine([(file, into / split) for file, into in folders.items()], exam)
-            for file, into in folders.items():
-                if reason := packs.refused.get(into / split):
-                    raise TrialError(f"{file}: cannot be scored: {reason}")
+        own = packs_of(session, command.engine, progress)
+        with on_all_devices(session, command.engine, own) as packs:
+            for split, exam in session.exams(own, EXAMINED).items():
+                _examine_adapters(packs, {file: into / split for file, into in folders.items()}, exam)
     return session.run
+
+
+def _examine_adapters(packs: Packs | Fleet, folders: Mapping[Path, Path], exam: Exam) -> None:
+    packs.examine(list(folders.items()), exam)
+    for file, folder in folders.items():
+        if reason := packs.refused.get(folder):
+            raise TrialError(f"{file}: cannot be scored: {reason}")
 
 
 def run_speed(command: Command) -> Speed:
@@ -214,6 +224,66 @@ def packs_of(session: Session, engine: Engine, progress: Progress) -> Packs:
     )
 
 
+def on_all_devices(session: Session, engine: Engine, packs: Packs) -> AbstractContextManager[Packs | Fleet]:
+    """What trains and examines on all devices of a session, `packs` on the first; no worker outlives it."""
+    load = partial(join, session.run.path, session.run.metadata, engine)
+    return on_devices(session.num_devices, packs, load)
+
+
+def join(
+    path: Path, metadata: Metadata, engine: Engine, progress: Progress
+) -> tuple[Packs, Callable[[Split], Exam]]:
+    """For a worker: Packs, and what gives an Exam, of a run that another process has opened.
+
+    Writes nothing of run.json. Raises MismatchError if what the space names has changed since.
+    """
+    run = Run(path, metadata)
+    loaded = _load(run.space)
+    _check_same(run, _metadata(metadata.name, run.space, metadata.seed, loaded))
+    session = loaded.session(run)
+    packs = packs_of(session, engine, progress)
+    return packs, lambda split: session.exams(packs, [split])[split]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class _Loaded:
+    """All that a space names, checked."""
+
+    dataset: Dataset
+    base: BaseModel
+    networks: Networks
+    prompts: Mapping[Split, Sequence[Prompt]]
+    notes: tuple[str, ...]
+    num_devices: int
+
+    def session(self, run: Run) -> Session:
+        return Session(
+            run=run,
+            base=self.base,
+            dataset=self.dataset,
+            networks=self.networks,
+            prompts=self.prompts,
+            num_devices=self.num_devices,
+        )
+
+
+def _load(space: SearchSpace) -> _Loaded:
+    device = find_device()
+    dataset = load_dataset(_required(space, "data"), space.trigger)
+    base = _load_base(space, device)
+    scorer = load_scorer(space.scorer, device)
+    judge, missing = find_judge(space.judge, space.scorer, device)
+    prompts = _prompts(space, dataset)
+    return _Loaded(
+        dataset=dataset,
+        base=base,
+        networks=Networks(scorer=scorer, judge=judge),
+        prompts=prompts,
+        notes=_notes(base, scorer, dataset, prompts, space.trigger, missing),
+        num_devices=count_devices(space.devices, device),
+    )
+
+
 @contextmanager
 def open_session(command: Command, name: str, *, is_search: bool = False) -> Iterator[Session]:
     """Load and check all that a space names, then open or create its run folder and hold its lock.
@@ -225,28 +295,26 @@ def open_session(command: Command, name: str, *, is_search: bool = False) -> Ite
     path = command.folder / _checked_name(command.name or name)
     cache_limit()  # wrong, it is said now
     device = find_device()
-    console.print(f"Device: {_describe(device)}", highlight=False, markup=False)
-    dataset = load_dataset(_required(space, "data"), space.trigger)
-    base = _load_base(space, device)
-    scorer = load_scorer(space.scorer, device)
-    judge, missing = find_judge(space.judge, space.scorer, device)
-    networks = Networks(scorer=scorer, judge=judge)
-    prompts = _prompts(space, dataset)
-    notes = _notes(base, scorer, dataset, prompts, space.trigger, missing)
-    metadata = _metadata(path.name, space, command.seed, base, dataset, networks, prompts, device, notes)
-    for note in notes:
-        console.print(f"Note: {note}.", highlight=False, markup=False, soft_wrap=True)
-    with _locked(path):
-        run = _open(path, metadata, is_search) or _create(path, metadata, prompts, base.resolution)
-        if run.space.slots == "auto":
-            run = _with_slots(run, base, command, write=is_search or run.metadata == metadata)
-        console.print(
-            f"Run: {path}  (base {base.name}, data {dataset.name}: {len(dataset.train)} images to train on)",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        yield Session(run=run, base=base, dataset=dataset, networks=networks, prompts=prompts)
+    num_devices = count_devices(space.devices, device)
+    with shared_threads(device, num_devices):
+        console.print(f"Device: {_describe(device, num_devices)}", highlight=False, markup=False)
+        loaded = _load(space)
+        base, dataset = loaded.base, loaded.dataset
+        metadata = _metadata(path.name, space, command.seed, loaded)
+        for note in loaded.notes:
+            console.print(f"Note: {note}.", highlight=False, markup=False, soft_wrap=True)
+        with _locked(path):
+            run = _open(path, metadata, is_search) or _create(path, metadata, loaded)
+            if run.space.slots == "auto":
+                run = _with_slots(run, loaded, command, write=is_search or run.metadata == metadata)
+            console.print(
+                f"Run: {path}  (base {base.name}, data {dataset.name}: "
+                f"{len(dataset.train)} images to train on)",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+            yield loaded.session(run)
 
 
 def _notes(
@@ -411,24 +479,22 @@ def _lasting(known: Metadata, given: Metadata) -> Metadata:
     return dataclasses.replace(known, space={**given.space, "slots": slots})
 
 
-def _with_slots(run: Run, base: BaseModel, command: Command, *, write: bool) -> Run:
+def _with_slots(run: Run, loaded: _Loaded, command: Command, *, write: bool) -> Run:
     """The run with as many slots as fit on this machine; run.json says so if it is this command's own."""
     command.console.print("Finding out how many trials fit side by side.", highlight=False)
-    found = find_fit(base, run.space, command.engine.train)
+    found = find_fit(loaded.base, run.space, command.engine.train, loaded.num_devices)
     command.console.print(f"Side by side: {found.slots}: {found.reason}.", highlight=False, soft_wrap=True)
     space = {**run.metadata.space, "slots": found.slots}
     metadata = dataclasses.replace(run.metadata, space=space, slots_reason=found.reason)
     return Run.create(run.path, metadata) if write else Run(run.path, metadata)
 
 
-def _create(
-    path: Path, metadata: Metadata, prompts: Mapping[Split, Sequence[Prompt]], resolution: int
-) -> Run:
+def _create(path: Path, metadata: Metadata, loaded: _Loaded) -> Run:
     if any((path / name).exists() for name in ("study.db", "trials", "confirm")):
         raise MismatchError(f"{path}: holds trials but no run.json; give another --name")
     for split in REAL:
-        examples = [prompt.example for prompt in prompts[split] if prompt.example]
-        pictures = [fit(example.image(), resolution) for example in examples]
+        examples = [prompt.example for prompt in loaded.prompts[split] if prompt.example]
+        pictures = [fit(example.image(), loaded.base.resolution) for example in examples]
         write_images(path / "real" / split, np.stack(pictures))
     return Run.create(path, metadata)
 
@@ -437,7 +503,7 @@ def _check_same(run: Run, metadata: Metadata) -> None:
     """To go on, a search must be the one that was begun; only how long it lasts may change."""
     mine, theirs = metadata.space, run.metadata.space
     # The last four are known by their fingerprints.
-    free = {"trials", "budget", "slots", "name", "floor"} | {"base", "data", "scorer", "judge"}
+    free = {"trials", "budget", "slots", "devices", "name", "floor"} | {"base", "data", "scorer", "judge"}
     changed = [f"space.{key}" for key in mine if key not in free and mine[key] != theirs.get(key)]
     fingerprints = [f"{name}_fingerprint" for name in ("base", "data", "scorer", "judge", "prompts")]
     changed += [
@@ -449,18 +515,9 @@ def _check_same(run: Run, metadata: Metadata) -> None:
         )
 
 
-def _metadata(
-    name: str,
-    space: SearchSpace,
-    seed: int,
-    base: BaseModel,
-    dataset: Dataset,
-    networks: Networks,
-    prompts: Mapping[Split, Sequence[Prompt]],
-    device: torch.device,
-    notes: tuple[str, ...],
-) -> Metadata:
-    scorer, judge = networks.scorer, networks.judge
+def _metadata(name: str, space: SearchSpace, seed: int, loaded: _Loaded) -> Metadata:
+    base, dataset, prompts = loaded.base, loaded.dataset, loaded.prompts
+    scorer, judge = loaded.networks.scorer, loaded.networks.judge
     drawn = [prompt for split in ("dev", "test", "probe") for prompt in prompts[split]]
     return Metadata(
         name=name,
@@ -478,9 +535,9 @@ def _metadata(
         judge_fingerprint=judge.fingerprint if judge else None,
         prompts_fingerprint=fingerprint(drawn),
         prompts={split: _prompt_records(split, of_split, dataset) for split, of_split in prompts.items()},
-        device=_describe(device),
+        device=_describe(base.device, loaded.num_devices),
         machine=f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
-        notes=notes,
+        notes=loaded.notes,
         versions={"bench": bench.__version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
     )
 
@@ -497,7 +554,12 @@ def _prompt_records(split: Split, prompts: Sequence[Prompt], dataset: Dataset) -
     return records
 
 
-def _describe(device: torch.device) -> str:
+def _describe(device: torch.device, number: int = 1) -> str:
+    """So many devices, of which that is the first."""
+    if device.type == "mps":
+        return device.type
+    names = [f"{torch.get_num_threads()} threads"] * number
     if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"{device.type} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+        names = [torch.cuda.get_device_name(index) for index in range(number)]
+    kinds = [f"{count} x {name}" if count > 1 else name for name, count in Counter(names).items()]
+    return f"{device.type} ({', '.join(kinds)})"

@@ -254,7 +254,10 @@ class SearchSpace(Spec):
     budget: Duration | None = None
     """Seconds for the whole search; no pack of trials starts that would not end in time, but the first."""
     slots: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = 8
-    """Trials trained side by side; `auto`: as many as fit and pay on this machine, see `bench/fit.py`."""
+    """Trials trained side by side on a device; `auto`: as many as fit and pay there, see `bench/fit.py`."""
+    devices: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = "auto"
+    """That work on the search: all visible GPUs, or at most so many; a processor counts as one, or as that
+    number, which share its threads."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "SearchSpace":

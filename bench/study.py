@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from bench import run as runs
+from bench.fleet import Fleet
 from bench.packs import Job, Packs
 from bench.run import Evaluation, Run, TrialRecord
 from bench.scoring.exam import Exam
@@ -20,7 +21,7 @@ class Study:
     """A search on a run folder. After an interruption a new Study on the same folder goes on."""
 
     run: Run
-    packs: Packs
+    packs: Packs | Fleet
     dev: Exam
     reserve: float = 0.0
     """Work to come after the search, in the units of `packs`: a budget must suffice for it too."""
@@ -45,7 +46,8 @@ class Study:
         As many as there are slots are trained, however small the budget: there must be something to confirm.
         """
         self._reconcile()
-        self.packs.train(self._jobs(num_trials, budget), self.dev, self.space.rungs)
+        most = max(0, num_trials - len(self._labels))
+        self.packs.train(self._jobs(num_trials, budget), self.dev, self.space.rungs, most)
         self.save_seconds()
 
     def save_seconds(self) -> None:
@@ -53,15 +55,23 @@ class Study:
 
     def _jobs(self, num_trials: int, budget: float | None) -> Iterator[Job]:
         """Asked for one by one, each when a slot is free for it: the sampler knows all scores before."""
-        while (left := num_trials - len(self.run.trials())) > 0 and not self._spent(budget):
+        while (left := num_trials - len(self._labels)) > 0 and not self._spent(budget):
             running = len(self._searcher.running)
             to_come = (left + running / 2) * self._typical + self.reserve
             self.packs.progress.total(self.packs.done + to_come)
-            number = next(n for n in count() if not self.run.trial_folder(n).exists())
+            number = next(n for n in count() if self._is_free(n))
             config = self._searcher.ask(f"{number:04d}")
             is_default = self.space.parameters_of(config) == self.space.parameters_of(self.space.default)
             origin = "default" if is_default else "sampled"
             yield Job(folder=self.run.trial_folder(number), config=config, origin=origin)
+
+    @property
+    def _labels(self) -> set[str]:
+        """Of all trials, those too that another process is about to record."""
+        return {record.label for record in self.run.trials()} | set(self._searcher.running)
+
+    def _is_free(self, number: int) -> bool:
+        return f"{number:04d}" not in self._searcher.running and not self.run.trial_folder(number).exists()
 
     def _spent(self, budget: float | None) -> bool:
         """Whether another trial, and those that are running, half done on average, would end too late."""

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from bench.progress import LiveProgress, PlainProgress, show_progress
+from bench.progress import LiveProgress, PlainProgress, parts_of, show_progress
 
 
 def events(progress: LiveProgress | PlainProgress) -> None:
@@ -38,3 +38,30 @@ def test_a_terminal_gets_a_bar_with_slots_status_and_best() -> None:
     text = output.getvalue()
     for part in ("0001  rank 4", "step 1 of 9", "best so far: 0001", "50%", "left", "[not markup]"):
         assert part in text
+
+
+def test_several_devices_share_a_display() -> None:
+    output = io.StringIO()
+    with show_progress(Console(file=output, force_terminal=True, width=100, height=40)) as progress:
+        assert isinstance(progress, LiveProgress)
+        first, second = parts_of(progress, 2)
+        progress.total(100)
+        for number, part in enumerate((first, second)):
+            part.slots([f"000{number}  rank 8"])
+            part.status(f"training {number + 1} side by side")
+            part.advance(25)
+        progress.live.refresh()
+        both = output.getvalue()
+        first.slots([])
+        first.status("")
+        output.truncate(0)
+        progress.live.refresh()
+    for text in (
+        "0000  rank",
+        "0001  rank",
+        "device 0: training 1 side by side; device 1: training 2",
+        "50%",
+    ):
+        assert text in both
+    assert "device 1: training 2" in output.getvalue()
+    assert "0000  rank" not in output.getvalue()

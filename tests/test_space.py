@@ -40,6 +40,13 @@ def test_shipped_spaces_try_the_guide_s_point() -> None:
         assert (default.rank, default.alpha, default.learning_rate, default.dropout) == (8, 16, 1e-4, 0.1)
 
 
+@pytest.mark.parametrize("devices", [0, 65, "all", 1.5])
+def test_devices_are_auto_or_a_number(devices: Any) -> None:
+    assert (space().devices, space(devices=2).devices) == ("auto", 2)
+    with pytest.raises(UsageError, match="devices"):
+        space(devices=devices)
+
+
 def test_a_space_file_is_named_after_its_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(pyyaml.safe_dump(SPACE))
     assert load_space(str(tmp_path / "mine.yaml")).name == "mine"

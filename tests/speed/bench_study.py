@@ -101,6 +101,7 @@ def space_of(task: Mapping[str, Any]) -> SearchSpace:
             "prompts": {"dev": task["images"] // task["seeds"], "test": 2, "seeds": task["seeds"], **probes},
             "sampler": {"steps": task["sampler_steps"], "guidance": task["guidance"]},
             "floor": 0,
+            "devices": 1,
         }
     )
 

@@ -1,0 +1,240 @@
+"""Workers: child processes that train and examine, each on a device of its own.
+
+A worker loads the run that its parent has opened and works through the same `Packs`; it writes the files of
+its trials itself. What its Packs ask and tell goes over a pipe to the parent, see `bench/fleet.py`. Messages
+are pickled, as `multiprocessing` does it: they pass between the processes of one program alone.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache, partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+import torch
+
+from bench.errors import BenchError, DeviceError
+from bench.packs import Packs, Progress, one_line
+from bench.run import Split
+from bench.scoring.exam import Exam
+
+COMMAND = "from bench.workers import main; main()"
+PAUSE = 0.2
+"""Seconds between two messages that only say how much work was done."""
+
+Load = Callable[[Progress], tuple[Packs, Callable[[Split], Exam]]]
+"""Called in a worker: its Packs, and what gives the Exam of a split that the parent has prepared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sheaf:
+    """Adapters that are examined side by side: pairs of the file and the folder of its Evaluation."""
+
+    adapters: Sequence[tuple[Path, Path]]
+
+    @property
+    def folder(self) -> Path:
+        """By which it is known."""
+        return self.adapters[0][1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """What is to be done with the items that follow."""
+
+    split: Split
+    """Of the Exam."""
+    rungs: tuple[int, ...] = ()
+    """At which jobs are scored; none: adapters are examined."""
+    most: int | None = None
+    """Jobs at a time."""
+
+
+class Gone(Exception):
+    """A worker's process has ended, and how."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Worker:
+    """The parent's view of a worker. It asks for an order, then for one item of it after another."""
+
+    number: int
+    """Of its device among the visible ones."""
+    load: Load
+    threads: int = field(default_factory=torch.get_num_threads)
+    done: float = 0.0
+    """Units of work, see `Packs`."""
+    running: dict[Path, Any] = field(default_factory=dict)
+    """Jobs, or a Sheaf, that it has and has not ended, by their folders."""
+    is_loaded: bool = False
+    """Has asked for an order."""
+    deaths: int = 0
+    """Since it last ended anything."""
+    given_up: bool = False
+    """Its device is left alone."""
+    last_words: str | None = None
+    """Why it ends."""
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def start(self) -> None:
+        """Returns at once: it loads for a while."""
+        self.is_loaded, self.last_words = False, None
+        self._pipe, theirs = Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", COMMAND, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                process_group=0,  # Ctrl-C is for the parent, which ends its workers
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, **environment(self.number, os.environ)},
+            )
+        self.tell((self.load, self.threads))
+
+    def hear(self) -> tuple[Any, ...]:
+        """Its next message: units of work done since the last, a name, details. Raises Gone."""
+        try:
+            message: tuple[Any, ...] = self._pipe.recv()
+            return message
+        except (EOFError, OSError):
+            code = self.kill()
+            raise Gone(self.last_words or _ending(code)) from None
+
+    def tell(self, answer: Any) -> None:
+        """To one that has ended, nothing: `hear` says that it has."""
+        with suppress(OSError):
+            self._pipe.send(answer)
+
+    def give_up(self) -> None:
+        self.given_up = True
+        self.running.clear()
+        self.kill()
+
+    def kill(self) -> int:
+        """Returns the exit code of its process, negative for a signal."""
+        if not self._process:
+            return 0
+        self._process.kill()
+        return self._process.wait()
+
+
+def _ending(code: int) -> str:
+    """How a process ended that said nothing."""
+    if code >= 0:
+        return f"its process ended with exit code {code}"
+    return f"its process was ended by {signal.Signals(-code).name}"
+
+
+def environment(number: int, variables: Mapping[str, str]) -> dict[str, str]:
+    """What differs for the worker of a device: it sees that device alone, and finds modules as its parent."""
+    visible = variables.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else []
+    name = names[number].strip() if number < len(names) else str(number)
+    return {"CUDA_VISIBLE_DEVICES": name, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
+
+
+# In the worker
+
+
+def main() -> None:
+    """What `Worker.start` runs. Ends with its parent, at once, however that ends."""
+    pipe = Connection(int(sys.argv[1]))
+    try:
+        load, threads = pipe.recv()
+        torch.set_num_threads(threads)
+        parent = _Parent(pipe)
+        _work(parent, *load(parent))
+    except EOFError:
+        pass  # the parent ended before it could say what to do
+    except BenchError as error:
+        pipe.send((0.0, "dying", one_line(error)))
+    except Exception as error:
+        traceback.print_exc()
+        pipe.send((0.0, "dying", f"{type(error).__name__}: {one_line(error)}"))
+    os._exit(1)  # whatever state the device is in
+
+
+def _work(parent: "_Parent", packs: Packs, exam_of: Callable[[Split], Exam]) -> None:
+    """Until there is an error that is no trial's."""
+    exam_of = cache(exam_of)
+    packs.on_end = lambda job: parent.tell("ended", job.folder, {})
+    packs.on_score = lambda job, epoch, evaluation: parent.tell("scored", job.folder, epoch, evaluation)
+    packs.stops = lambda job, epoch: parent.ask("stops", job.folder, epoch)
+    while True:
+        order = parent.ask("order")
+        try:
+            _carry_out(parent, packs, order, exam_of(order.split))
+        except DeviceError:
+            raise
+        except BenchError as error:  # no other device would fare better
+            parent.tell("broke", error)
+
+
+def _carry_out(parent: "_Parent", packs: Packs, order: Order, exam: Exam) -> None:
+    items = iter(partial(parent.ask, "take", order), None)
+    if order.rungs:
+        packs.train(items, exam, order.rungs, order.most)
+        return
+    for sheaf in items:
+        packs.examine(sheaf.adapters, exam)
+        parent.tell("ended", sheaf.folder, packs.refused)
+
+
+class _Parent:
+    """The parent as a worker sees it: is asked and told, and shows its progress."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._answers: SimpleQueue[Any] = SimpleQueue()
+        self._units, self._told, self._status = 0.0, 0.0, ""
+        Thread(target=self._listen, daemon=True).start()
+
+    def ask(self, name: str, *details: Any) -> Any:
+        self.tell(name, *details)
+        return self._answers.get()
+
+    def tell(self, name: str, *details: Any) -> None:
+        units, self._units, self._told = self._units, 0.0, time.monotonic()
+        self._pipe.send((units, name, *details))
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._answers.put(self._pipe.recv())
+        finally:
+            os._exit(1)  # nobody is left to work for
+
+    # Progress
+
+    def total(self, units: float) -> None:
+        """Only the parent knows."""
+
+    def best(self, text: str) -> None:
+        """Only the parent knows."""
+
+    def advance(self, units: float) -> None:
+        self._units += units
+        if time.monotonic() > self._told + PAUSE:
+            self.tell("worked")
+
+    def status(self, text: str) -> None:
+        if text != self._status:
+            self._status = text
+            self.tell("status", text)
+
+    def slots(self, rows: Sequence[str]) -> None:
+        self.tell("slots", rows)
+
+    def line(self, text: str) -> None:
+        self.tell("line", text)

@@ -1,0 +1,195 @@
+"""Workers as real processes: a search on two of them, whatever is killed."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from safetensors.torch import load_file
+
+from bench.base import BaseModel
+from bench.errors import DeviceError
+from bench.fit import find_fit
+from bench.packs import Job, _check_device
+from bench.progress import PlainProgress
+from bench.run import Run
+from bench.session import Command, Engine, open_session, packs_of, run_search
+from bench.space import load_space
+from trainers.adapters import attach
+from trainers.loop import train
+
+SPACE: dict[str, Any] = {
+    "name": "two",
+    "data": "emoji/pixel16",
+    "parameters": {
+        "rank": {"choices": [2, 4]},
+        "learning_rate": {"low": "1e-4", "high": "1e-2", "log": True},
+        "epochs": {"choices": [1, 2]},
+    },
+    "default": {"rank": 4, "alpha": 8, "learning_rate": "1e-4", "epochs": 2, "batch_size": 20},
+    "prompts": {"dev": 4, "test": 4, "seeds": 2, "training": 0, "altered": 0, "style": 0, "unrelated": 0},
+    "sampler": {"steps": 2, "guidance": 2},
+    "confirm": {"finalists": 1, "seeds": 1},
+    "prune": {"fraction": 0},
+    "floor": 0,
+    "judge": "none",
+    "trials": 4,
+    "slots": 1,
+    "devices": 2,
+}
+TRAINER = '''
+"""The trainer; in a worker it kills its process at the first rung of all. Its parent waits for that."""
+import os, signal, time
+from pathlib import Path
+import trainers.loop
+
+killed = Path(__file__).with_name("killed")
+
+def train(*arguments):
+    is_worker = os.environ["PARENT"] != str(os.getpid())
+    while not is_worker and not killed.exists():
+        time.sleep(0.01)
+    for rung in trainers.loop.train(*arguments):
+        if is_worker and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield rung
+'''
+MakeCommand = Callable[..., Command]
+
+
+@pytest.fixture
+def command(tmp_path: Path, tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> MakeCommand:
+    """`command(trainer, **fields)`: a search in tmp_path with SPACE changed so."""
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+
+    def make(trainer: Any = train, **fields: Any) -> Command:
+        file = tmp_path / "two.yaml"
+        file.write_text(yaml.safe_dump({**SPACE, "base": str(tiny_sdxl), **fields}))
+        return Command(
+            space=load_space(str(file)),
+            name=None,
+            folder=tmp_path / "runs",
+            seed=0,
+            engine=Engine(train=trainer, attach=attach),
+            console=Console(file=io.StringIO(), width=200),
+        )
+
+    return make
+
+
+def test_a_killed_worker_s_trial_is_trained_again_and_all_give_what_they_give_alone(
+    command: MakeCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deadly.py").write_text(TRAINER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PARENT", str(os.getpid()))
+    import deadly  # type: ignore[import-not-found]
+
+    asked = command(deadly.train)
+    run = run_search(asked)
+    assert "device 1: its process was ended by SIGKILL; it starts again" in asked.console.file.getvalue()  # type: ignore[attr-defined]
+    assert [(trial.label, trial.state) for trial in run.trials()] == [
+        (f"{n:04d}", "complete") for n in range(4)
+    ]
+    assert len({str(trial.config) for trial in run.trials()}) == 4
+    assert run.result() is not None
+    check_told_once(run)
+    assert not psutil.Process().children(recursive=True)
+    check_equal_alone(command(), run, tmp_path / "alone")
+    check_goes_on(run_search(command(devices=1, trials=5)), run)
+
+
+def check_told_once(run: Run) -> None:
+    """Every trial and every rung of it is known to the study, once."""
+    study = optuna.load_study(study_name=run.metadata.name, storage=f"sqlite:///{run.path / 'study.db'}")
+    told = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
+    points = [(t.user_attrs["label"], t.params["epochs"]) for t in told]
+    assert sorted(points) == [(trial.label, epoch) for trial in run.trials() for epoch in trial.epochs]
+
+
+def check_equal_alone(command: Command, run: Run, folder: Path) -> None:
+    """The same configurations, one after the other in this process, give the same files."""
+    with open_session(command, "two") as session:
+        packs = packs_of(session, command.engine, PlainProgress(command.console))
+        jobs = [
+            Job(folder=folder / trial.label, config=trial.config, origin="sampled") for trial in run.trials()
+        ]
+        packs.train(jobs, session.exam("dev", packs), run.space.rungs)
+    for trial in run.trials():
+        assert contents(trial.path) == contents(folder / trial.label)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files but those that hold times; of adapters the weights, as their header has no fixed order."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "trial.json")
+    return {str(path.relative_to(folder)): content(path) for path in files}
+
+
+def content(path: Path) -> bytes:
+    if path.name != "adapter.safetensors":
+        return path.read_bytes()
+    return b"".join(tensor.numpy().tobytes() for _, tensor in sorted(load_file(path).items()))
+
+
+def check_goes_on(longer: Run, run: Run) -> None:
+    """On one device, with one more trial."""
+    before = [trial.config for trial in run.trials()][:4]
+    assert [trial.state for trial in longer.trials()] == ["complete"] * 5
+    assert [trial.config for trial in longer.trials()][:4] == before
+
+
+def test_an_interrupted_search_leaves_no_worker(
+    command: MakeCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "interrupted.py").write_text("def train(*arguments):\n    raise KeyboardInterrupt\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import interrupted  # type: ignore[import-not-found]
+
+    with pytest.raises(KeyboardInterrupt):
+        run_search(command(interrupted.train))
+    assert not psutil.Process().children(recursive=True)
+    assert Run.open(tmp_path / "runs" / "two").metadata.device.startswith("cpu (2 x ")
+
+
+def test_workers_end_with_a_parent_that_is_killed(command: MakeCommand, tmp_path: Path) -> None:
+    command()
+    arguments = [sys.executable, "-m", "bench", "search", "--space", "two.yaml"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(arguments, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as parent:
+        workers = wait_for(lambda: psutil.Process(parent.pid).children())
+        parent.send_signal(signal.SIGKILL)
+    assert psutil.wait_procs(workers, timeout=120)[1] == []
+
+
+@pytest.mark.parametrize(("devices", "slots"), [(1, 4), (2, 2)])
+def test_a_search_leaves_rounds_to_every_device(
+    command: MakeCommand, base: BaseModel, devices: int, slots: int
+) -> None:
+    assert find_fit(base, command(trials=12).space, train, devices).slots == slots
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one that works")
+def test_an_error_of_the_device_is_no_trial_s_fault() -> None:
+    _check_device(torch.device("cpu"), "an error")
+    with pytest.raises(DeviceError, match="an error; finished trials are kept"):
+        _check_device(torch.device("cuda"), "an error")
+
+
+def wait_for(found: Callable[[], Any]) -> Any:
+    end = time.monotonic() + 120
+    while not (result := found()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return result
