@@ -58,6 +58,18 @@ class PipelineFolder:
         module: torch.nn.Module = getattr(self.load(part), part)
         return module
 
+    def tokenizer(self) -> Any:
+        """The one that decides how much of a caption is read."""
+        return self.load("tokenizer_2").tokenizer_2
+
+    def resolution(self) -> int:
+        """Pixels of a side that it draws by default; raises UsageError if its configurations do not say."""
+        try:
+            levels = len(read_json(self.path / "vae" / "config.json")["block_out_channels"])
+            return int(read_json(self.path / "unet" / "config.json")["sample_size"]) << (levels - 1)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"base {self.name}: its resolution cannot be read: {error!r}") from None
+
     def check_encoders(self) -> int:
         """Look at what `load_encoder` will need without reading any weights; returns the VAE's scale factor.
 
