@@ -59,8 +59,14 @@ class PipelineFolder:
         return module
 
     def tokenizer(self) -> Any:
-        """The one that decides how much of a caption is read."""
-        return self.load("tokenizer_2").tokenizer_2
+        """The one that decides how much of a caption is read; raises UsageError if it cannot be loaded."""
+        from transformers import CLIPTokenizer
+
+        try:
+            return CLIPTokenizer.from_pretrained(self.path / "tokenizer_2", local_files_only=True)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(f"base {self.name}: tokenizer_2: cannot be loaded: {reason}") from None
 
     def resolution(self) -> int:
         """Pixels of a side that it draws by default; raises UsageError if its configurations do not say."""
@@ -103,7 +109,9 @@ class PipelineFolder:
         return digest.hexdigest()
 
 
-def find_pipeline(name: str, revision: str | None, dtype: torch.dtype) -> PipelineFolder:
+def find_pipeline(
+    name: str, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> PipelineFolder:
     """The bundled base, a diffusers folder, or a Hub model already on this machine; downloads nothing.
 
     Raises MissingError if it is not on this machine, UsageError if it is no SDXL pipeline.
