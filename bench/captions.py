@@ -18,10 +18,12 @@ CONCEPT = re.compile(r"\d+_(?P<concept>.*\S.*)")
 """A folder of DreamBooth's trainers: `10_ohwx dog`, the repeats and the concept."""
 FILE_NAME = re.compile(
     r"\S+\.(png|jpe?g|webp|bmp|gif|tiff?|heic)"
-    r"|[^\s_]*_\S*|[\w-]*\d{3,}[\w-]*|[0-9a-f-]{16,}"  # a word with an underscore, a number, a hash
+    r"|[^\s_]*_\S*|[\w-]*\d{3,}[\w-]*"  # a word with an underscore or a number
     r"|(img|image|dscn?|dscf|pxl|photo|picture|scan|screenshot|untitled)[\W_]*(\d[\W\d_apmt]*)?",
     re.IGNORECASE,
 )
+
+HASH = re.compile(r"[0-9a-f-]{16,}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +114,7 @@ def _filled(caption: str | None, template: str | None, trigger: str | None) -> s
     trigger = (trigger or "").strip()
     if template is None:
         contained = re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption or "", re.IGNORECASE)
-        template = CAPTION if contained else f"{TRIGGER}, {CAPTION}"
+        template = f"{TRIGGER}, {CAPTION}" if trigger and not contained else CAPTION
     if caption is None and CAPTION in template:
         raise Flaw("no .txt, no folder such as `10_ohwx dog`, and a file name that says nothing")
     values = {CAPTION: caption or "", TRIGGER: trigger}
@@ -150,6 +152,8 @@ def _concept(root: Path, picture: Path) -> str | None:
 
 def _from_name(stem: str) -> str | None:
     """`003_red-fox (2)` -> red fox; None where a camera or a tool gave the name."""
+    if HASH.fullmatch(stem):
+        return None
     words = " ".join(re.sub(r"\(\d+\)|[\s_-]", " ", stem).split())
     words = re.sub(r"^(\d+ )+|( \d+)+$", "", words)
     return words if re.search(r"[^\W\d]{2}", words) and not like_a_file_name(words) else None

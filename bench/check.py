@@ -239,7 +239,7 @@ def _nearly_equal(pictures: Sequence[Picture]) -> Iterator[Finding]:
         alike = [pictures[index] for index in group]
         kind = "leak" if len({picture.split for picture in alike}) > 1 else "near-duplicate"
         shown = [f"{picture.name} ({picture.split})" if picture.split else picture.name for picture in alike]
-        yield Finding(kind=kind, names=_names(alike), detail=f"nearly the same: {', '.join(shown)}")
+        yield Finding(kind=kind, names=_names(alike), detail=", ".join(shown))
 
 
 def _about_captions(pictures: Sequence[Picture], phrase: str) -> Iterator[Finding]:
@@ -267,9 +267,9 @@ def _about_caption(picture: Picture) -> Iterator[Finding]:
             kind="cut-off", names=(), detail=f"{picture.num_tokens} tokens; not read: {picture.cut_off!r}"
         )
     if picture.num_words < low:
-        yield Finding(kind="short-caption", names=(), detail=f"{picture.num_words} words")
+        yield Finding(kind="short-caption", names=(), detail=_words_of(picture))
     if picture.num_words > high:
-        yield Finding(kind="long-caption", names=(), detail=f"{picture.num_words} words")
+        yield Finding(kind="long-caption", names=(), detail=_words_of(picture))
 
 
 def _about_sizes(pictures: Sequence[Picture], resolution: int) -> Iterator[Finding]:
@@ -290,6 +290,10 @@ def _about_numbers(pictures: Sequence[Picture]) -> Iterator[Finding]:
         yield Finding(kind="few", names=(), detail=f"{len(pictures)}")
     if len(pictures) > high:
         yield Finding(kind="many", names=(), detail=f"{len(pictures)}")
+
+
+def _words_of(picture: Picture) -> str:
+    return "1 word" if picture.num_words == 1 else f"{picture.num_words} words"
 
 
 def _names(pictures: Iterable[Picture]) -> tuple[str, ...]:

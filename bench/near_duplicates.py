@@ -50,7 +50,6 @@ class Likeness(NamedTuple):
     second: int
     difference: float
     """In the part where they differ most: root mean square, in standard deviations of the picture."""
-    mirrored: bool
 
 
 def near_duplicates(pictures: Sequence[Image.Image]) -> list[Likeness]:
@@ -105,7 +104,7 @@ def _likeness(copies: Sequence[Pixels], first: int, second: int) -> Likeness:
     best = errors[errors.mean((1, 2)).argmin()]
     cell = FINE // PARTS
     parts = best.reshape(PARTS, cell, PARTS, cell).mean((1, 3))
-    return Likeness(first, second, float(parts.max() ** 0.5), mirrored)
+    return Likeness(first, second, float(parts.max() ** 0.5))
 
 
 def _place(copy: Pixels, other: Pixels) -> tuple[bool, Crop, Crop]:

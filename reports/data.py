@@ -23,7 +23,8 @@ MAX_LARGE = 300
 NUM_NAMED = 3
 """Names that the terminal shows of each kind."""
 STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow", "advice": "cyan"}
-TONES: dict[str, str] = {"error": "loss", "warning": "open", "advice": "tie", "": "tie"}
+TONES: dict[str, str] = {"error": "error", "warning": "open", "advice": "tie", "": "tie"}
+"""Worst level -> colour of the answer."""
 
 
 class Remark(NamedTuple):
@@ -56,6 +57,7 @@ class Fact(NamedTuple):
     value: str
     note: str
     verdict: str = ""
+    """None: nothing was compared."""
 
 
 # For the terminal and for programs
