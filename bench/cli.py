@@ -205,11 +205,11 @@ def caption_data(
 
     Without --template a --trigger is put in front of each caption that does not contain it.
     """
-    import reports.data
+    import reports.sharing
     from bench.captions import write_captions
 
     found = write_captions(folder, template, trigger, force=force)
-    _console().print(reports.data.captions(found), soft_wrap=True)
+    _console().print(reports.sharing.captions(found), markup=False, highlight=False, soft_wrap=True)
 
 
 @data.command("push")
@@ -223,12 +223,12 @@ def push_data(
 
     The token is the one of `hf auth login`, or HF_TOKEN.
     """
-    import reports.data
+    import reports.sharing
     from bench.hub import prepared
 
     console = _console()
     with prepared(source, target, private=not public) as upload:
-        console.print(reports.data.upload(upload), markup=False, soft_wrap=True)
+        console.print(reports.sharing.upload(upload), markup=False, soft_wrap=True)
         if not yes:
             typer.confirm("Upload?", abort=True)
         with console.status("Uploading"):

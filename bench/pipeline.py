@@ -64,7 +64,7 @@ class PipelineFolder:
 
         try:
             return CLIPTokenizer.from_pretrained(self.path / "tokenizer_2", local_files_only=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # damaged files raise every kind
             reason = " ".join(str(error).split())
             raise UsageError(f"base {self.name}: tokenizer_2: cannot be loaded: {reason}") from None
 

@@ -1,4 +1,4 @@
-"""What `bench data` says: findings for the terminal, for programs and as a page; captions; uploads."""
+"""What `bench data check` found: for the terminal, for programs, and a contact sheet as a page."""
 
 import re
 from collections.abc import Sequence
@@ -9,11 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bench.captions import Captioned
 from bench.check import KINDS, Check, Finding, Kind, Level, Picture
-from bench.dataset import MAX_LISTED
 from bench.files import write_text
-from bench.hub import DatasetUpload
 from reports import page
 from reports.images import SMALL_PIXELS, Thumbnail, thumbnail_of
 from reports.wording import capital, plural, source_name
@@ -110,27 +107,6 @@ def as_json(check: Check, path: Path) -> dict[str, Any]:
         ],
         "page": str(path),
     }
-
-
-def captions(found: Captioned) -> Text:
-    """The first captions that were written, and the pictures without one."""
-    lines = [f"{name}: {text}" for name, text in list(found.captions.items())[:NUM_NAMED]]
-    if len(found.captions) > NUM_NAMED:
-        lines.append(f"... {plural(len(found.captions), 'caption')} in all")
-    if found.left_out:
-        lines.append(f"Without a caption, and not usable until they have one: {len(found.left_out)}")
-        lines += [f"  {name}: {reason}" for name, reason in list(found.left_out.items())[:MAX_LISTED]]
-    lines += [f"Written: {file}" for file in found.files]
-    return Text("\n".join(lines))
-
-
-def upload(planned: DatasetUpload) -> str:
-    """What is about to be sent, where, and who will see it."""
-    splits = ", ".join(f"{len(texts)} {name}" for name, (_, texts) in planned.splits.items())
-    seen = "private: only its owner sees it" if planned.private else "public: everyone sees it"
-    megabytes = planned.num_bytes / 1e6
-    size = f"{megabytes:.{0 if megabytes >= 10 else 1}f} MB"
-    return f"{plural(planned.num_images, 'picture')} ({splits}), {size} -> {planned.target}, {seen}"
 
 
 # The page

@@ -77,6 +77,8 @@ def test_flags_are_frozen() -> None:
         (("data", "caption", "none"), "bench: none: no such folder"),
         (("data", "caption", "."), "bench: .: no pictures in it; nothing was written"),
         (("data", "caption", ".", "--template", "{trigger}"), "give the word with --trigger"),
+        (("data", "push", ".", "mine"), "bench: mine: give OWNER/NAME"),
+        (("data", "push", ".", "someone/mine@main"), "bench: someone/mine@main: give OWNER/NAME"),
         (("data", "push", ".", "up/../there"), "bench: up/../there: give OWNER/NAME"),
         (("report", "none"), "bench: none: no such run; in runs/ are: none"),
         (("compare", "none", "other"), "bench: none: no such run"),
