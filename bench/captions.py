@@ -132,12 +132,16 @@ def _all_pictures(home: Path) -> Iterator[Path]:
     folders = (path for path in home.rglob("*") if path.is_dir())
     for folder in [home, *sorted(folders)]:
         if not any(part.startswith(".") for part in folder.relative_to(home).parts):
-            yield from (path for path in pictures_in(folder) if path.suffix.lower() in SUFFIXES)
+            yield from pictures_in(folder)
 
 
 def _caption(root: Path, picture: Path) -> str | None:
     """Raises Flaw for a file that cannot be read, or that lies elsewhere."""
     check_file(root, picture)
+    if picture.suffix.lower() not in SUFFIXES:
+        raise Flaw("not in PNG, JPEG, WebP or BMP format")
+    if problem := text_problem(picture.name, "file name"):
+        raise Flaw(problem)
     text = picture.with_suffix(".txt")
     written = " ".join(read_text(root, text).split()) if text.exists() else ""
     return written or _concept(root, picture) or _from_name(picture.stem)
@@ -145,7 +149,7 @@ def _caption(root: Path, picture: Path) -> str | None:
 
 def _concept(root: Path, picture: Path) -> str | None:
     """Of the nearest folder that is named like one of DreamBooth's."""
-    names = (parent.name for parent in picture.relative_to(root).parents)
+    names = [*(parent.name for parent in picture.relative_to(root).parents), root.absolute().name]
     found = (CONCEPT.fullmatch(name) for name in names)
     return next((" ".join(match["concept"].replace("_", " ").split()) for match in found if match), None)
 

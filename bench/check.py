@@ -5,7 +5,7 @@ The numbers of pictures and words are the training guide's: 10 to 100 pictures, 
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from bench.buckets import MAX_RATIO
 from bench.captions import like_a_file_name
-from bench.dataset import Contents, Example, read_contents, split
+from bench.dataset import Contents, Example, printable, read_contents, split
 from bench.errors import UsageError
 from bench.near_duplicates import groups, near_duplicates
 from bench.pictures import Flaw
@@ -173,8 +173,12 @@ def check_data(source: str, base: PipelineFolder) -> Check:
     findings = [*_unusable(contents, problem), *_nearly_equal(pictures), *_about_captions(pictures, phrase)]
     findings += [*_about_sizes(pictures, resolution), *_about_numbers(pictures)]
     shown = {picture.name for picture in pictures}
-    faulty = {fault.name: fault.load for fault in contents.faults if fault.name not in shown}
-    pictures += [Picture(name=name, split="", thumbnail=_loaded(load)) for name, load in faulty.items()]
+    faulty = {printable(fault.name): fault.load for fault in contents.faults}
+    pictures += [
+        Picture(name=name, split="", thumbnail=_loaded(load))
+        for name, load in faulty.items()
+        if name not in shown
+    ]
     order = list(KINDS)
     return Check(
         source=source,
@@ -188,22 +192,25 @@ def check_data(source: str, base: PipelineFolder) -> Check:
     )
 
 
-def _splits(contents: Contents) -> tuple[dict[str, Sequence[Example]], UsageError | None]:
+def _splits(contents: Contents) -> tuple[Mapping[str, Sequence[Example]], UsageError | None]:
     """What each split holds, or everything without a split and why there is none."""
     try:
         dataset = split(contents)
     except UsageError as problem:
+        if "dev" in contents.splits:
+            return contents.splits, problem
         return {"": [example for examples in contents.splits.values() for example in examples]}, problem
     return {"train": dataset.train, "dev": dataset.dev, "test": dataset.test}, None
 
 
 def _picture(example: Example, split: str, tokenizer: Any) -> Picture:
-    tokens = tokenizer(example.caption, verbose=False).input_ids
+    caption = example.caption.encode("utf-8", "backslashreplace").decode()  # one that is not valid Unicode
+    tokens = tokenizer(caption, verbose=False).input_ids
     limit = tokenizer.model_max_length
     return Picture(
-        name=example.name,
+        name=printable(example.name),
         split=split,
-        caption=example.caption,
+        caption=caption,
         size=example.size,
         num_tokens=len(tokens),
         cut_off=tokenizer.decode(tokens[limit - 1 : -1]).strip() if len(tokens) > limit else "",
@@ -228,7 +235,7 @@ def _thumbnail(image: Image.Image) -> Image.Image:
 
 def _unusable(contents: Contents, problem: UsageError | None) -> Iterator[Finding]:
     for fault in contents.faults:
-        yield Finding(kind="unusable", names=(fault.name,), detail=fault.problem)
+        yield Finding(kind="unusable", names=(printable(fault.name),), detail=printable(fault.problem))
     if problem and not contents.faults:
         yield Finding(kind="too-few", names=(), detail=str(problem).removeprefix(f"{contents.source}: "))
 
@@ -304,18 +311,23 @@ def _names(pictures: Iterable[Picture]) -> tuple[str, ...]:
 
 
 def shared_phrase(captions: Sequence[str]) -> str:
-    """The part between commas, else the words in a row, that most captions contain; empty if none do.
+    """The part between commas, or the words in a row, that most captions contain; empty if none do.
 
-    "Most" is SHARED or more. Of those in as many captions the longest, such as `outline cartoon style`.
+    "Most" is SHARED or more. A whole part, such as `outline cartoon style`, goes before words of it that a
+    few captions more contain.
     """
     captions = [caption.lower() for caption in captions if caption]
-    for candidates in (_parts, _phrases):
-        counts = Counter(phrase for caption in captions for phrase in candidates(caption))
-        if counts:
-            phrase, count = max(counts.items(), key=lambda item: (item[1], len(item[0]), item[0]))
-            if count > 1 and count >= SHARED * len(captions):
-                return phrase
-    return ""
+    enough = max(2, SHARED * len(captions))
+    (part, num_parts), (phrase, num_phrases) = (_most_used(captions, find) for find in (_parts, _phrases))
+    if num_parts >= enough and (num_parts >= num_phrases or phrase in part):
+        return part
+    return phrase if num_phrases >= enough else ""
+
+
+def _most_used(captions: Sequence[str], find: Callable[[str], set[str]]) -> tuple[str, int]:
+    """Of what is found in captions, and in how many of them; the longest of those in as many."""
+    counts = Counter(phrase for caption in captions for phrase in find(caption))
+    return max(counts.items(), key=lambda item: (item[1], len(item[0]), item[0]), default=("", 0))
 
 
 def _parts(caption: str) -> set[str]:

@@ -196,13 +196,13 @@ def text_problem(text: str, noun: str) -> str | None:
 
 def _listing(source: str, faults: list[Fault], num_entries: int) -> str:
     lines = [f"{source}: {_count(len(faults), 'problem')} in {_count(num_entries, 'image')}"]
-    lines += [_printable(f"{fault.name}: {fault.problem}") for fault in faults[:MAX_LISTED]]
+    lines += [printable(f"{fault.name}: {fault.problem}") for fault in faults[:MAX_LISTED]]
     if len(faults) > MAX_LISTED:
         lines.append(f"... and {len(faults) - MAX_LISTED} more")
     return "\n".join(lines)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A file name may hold what would move a terminal's cursor."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.dataset import HUB_ID, Example, read_contents
 from bench.errors import BenchError, MissingError, UsageError
+from bench.tables import no_bars
 
 SPLIT_NAMES = {"train": "train", "dev": "validation", "test": "test"}
 """What a split is called here -> what it is called there; a data set without splits is all `train`."""
@@ -37,7 +38,7 @@ class DatasetUpload:
 
         Raises UsageError if the token is refused or the name taken, BenchError if the Hub cannot be reached.
         """
-        with _explained(self.target, self.token), _quiet():
+        with _quiet(), _explained(self.target, self.token):
             self._create()
             self._tables().push_to_hub(self.target, private=self.private, token=self.token)
         return f"{self._api().endpoint}/datasets/{self.target}"
@@ -146,15 +147,19 @@ def _one_line(error: Exception, token: str) -> str:
 def _quiet() -> Iterator[None]:
     """Bars and notes of the libraries are not ours to show."""
     import datasets
-    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
-    level = datasets.logging.get_verbosity()
+    bars, level = not are_progress_bars_disabled(), datasets.logging.get_verbosity()
     disable_progress_bars()
-    datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
     try:
-        yield
+        with no_bars():
+            yield
     finally:
         datasets.logging.set_verbosity(level)
-        datasets.enable_progress_bars()
-        enable_progress_bars()
+        if bars:
+            enable_progress_bars()

@@ -1,7 +1,7 @@
 """What `bench data caption` wrote and `bench data push` would send, in words; imports nothing heavy."""
 
 from bench.captions import Captioned
-from bench.dataset import MAX_LISTED
+from bench.dataset import MAX_LISTED, printable
 from bench.hub import DatasetUpload
 
 NUM_SHOWN = 3
@@ -16,7 +16,7 @@ def captions(found: Captioned) -> str:
         lines.append(f"Without a caption, and not usable until they have one: {len(found.left_out)}")
         lines += [f"  {name}: {reason}" for name, reason in list(found.left_out.items())[:MAX_LISTED]]
     lines += [f"Written: {file}" for file in found.files]
-    return "\n".join(lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def upload(planned: DatasetUpload) -> str:

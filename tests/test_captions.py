@@ -1,6 +1,7 @@
 """Captions from .txt files, folder names and file names, written so that the data set reads them back."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,23 @@ def test_dreambooth_folders_name_the_concept(tmp_path: Path) -> None:
         "1_my_red cat/a/7.png": "my red cat",
         "1_my_red cat/told.png": "a cat on a sofa",
     }
+
+
+def test_a_concept_may_be_the_folder_itself(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "10_ohwx dog", "0001.png")
+    assert write_captions(tmp_path / "10_ohwx dog").captions == {"0001.png": "ohwx dog"}
+
+
+def test_what_is_not_read_is_left_out(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "red-fox.png")
+    (tmp_path / "dog.gif").write_bytes(b"GIF89a")
+    (tmp_path / os.fsdecode(b"red-\xff.png")).write_bytes(b"")
+    found = write_captions(tmp_path)
+    assert found.captions == {"red-fox.png": "red fox"}
+    assert sorted(found.left_out.values()) == [
+        "file name is not valid Unicode",
+        "not in PNG, JPEG, WebP or BMP format",
+    ]
 
 
 @pytest.mark.parametrize(

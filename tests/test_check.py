@@ -126,6 +126,15 @@ def test_near_duplicates_and_leaks(tmp_path: Path, base: PipelineFolder) -> None
     }
 
 
+def test_leaks_are_found_in_data_that_cannot_be_used_yet(tmp_path: Path, base: PipelineFolder) -> None:
+    for index, split in enumerate(("train", "train", "dev", "dev", "test", "test")):
+        add(tmp_path, f"{split}/{index}.png", picture(index), CAPTION.format(index))
+    add(tmp_path, "test/copy.jpg", picture(0), CAPTION.format("again"))
+    (tmp_path / "dev/2.txt").unlink()
+    found = kinds(check_data(str(tmp_path), base))
+    assert found["leak"] == ["test/copy.jpg", "train/0.png"] and found["unusable"] == ["dev/2.png"]
+
+
 def test_few_and_many_pictures(mine: Path, base: PipelineFolder) -> None:
     for index in range(4, 12):
         (mine / f"{index:02d}.png").unlink()
@@ -153,12 +162,27 @@ def test_what_cannot_be_used_is_listed_and_the_rest_is_checked(mine: Path, base:
     assert len(shown) == 15 and [name for name, there in shown.items() if not there] == ["broken.png"]
 
 
+def test_text_that_is_no_text_is_shown_and_breaks_nothing(tmp_path: Path, base: PipelineFolder) -> None:
+    rows = []
+    for index in range(8):
+        picture(index).save(tmp_path / f"{index}\x1b[31m.png")
+        rows.append({"file_name": f"{index}\x1b[31m.png", "text": "\ud800" if index == 3 else CAPTION})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    check = check_data(str(tmp_path), base)
+    assert kinds(check)["unusable"] == ["3\\x1b[31m.png"]
+    assert "\\ud800" in data.write(check, tmp_path / "page.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("captions", "phrase"),
     [
         (["a fox, pixel art style", "a dog, Pixel Art Style", "art, pixel art style"], "pixel art style"),
         (["ohwx, a dog in a garden", "ohwx, a cat in a garden", "a fox, a garden, ohwx"], "ohwx"),
         (["photo of ohwx dog", "drawing of ohwx dog", "the ohwx dog sleeps"], "ohwx dog"),
+        (
+            ["ohwx on a hill, white sky", "an ohwx, white sky", "the ohwx, white sky", "red ohwx, rain"],
+            "ohwx",
+        ),
         (["a red fox", "a dog in the snow", "the sea"], ""),
         (["in the garden", "in the house"], ""),
         (["one"], ""),
