@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class DatasetUpload:
     """Of the pictures, as they will be sent."""
     splits: dict[str, tuple[list[Path], list[str]]]
     """Pictures and captions by the name of the split."""
-    token: str
+    token: str = field(repr=False)
 
     @property
     def num_images(self) -> int:
@@ -85,8 +85,8 @@ def prepared(source: str, target: str, *, private: bool) -> Iterator[DatasetUplo
     such as where it was taken. Raises UsageError for a name that is none or data that cannot be used,
     MissingError where there is no token.
     """
-    name = HUB_ID.fullmatch(target)
-    if not name or name["revision"]:
+    given = HUB_ID.fullmatch(target)
+    if not given or given["revision"]:
         raise UsageError(f"{target}: give OWNER/NAME, of letters, digits, dots, dashes and underscores")
     token = _token()
     contents = read_contents(source)
