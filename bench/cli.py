@@ -31,6 +31,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+data = typer.Typer(
+    help="Check, caption and share a data set.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(data, name="data")
 
 
 @app.command()
@@ -154,6 +160,80 @@ def speed(
         print(json_text(asdict(found)), end="")
     else:
         console.print(reports.speed.table(found))
+
+
+@data.command("check")
+def check_data(
+    source: Annotated[str, typer.Argument(metavar="DIR", help="A folder, a bundled set, or a Hub id.")],
+    base: Annotated[str, typer.Option(help="The base whose limits count.")] = "emoji-xl",
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if there is any warning.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Say what is wrong with pictures and captions, and write a contact sheet into runs/.
+
+    Looks for near-duplicates, also between what is trained on and what is held out, for captions that are cut
+    off, equal or lack the trigger word, for sizes and numbers. Exits with 2 if the data cannot be used.
+    """
+    import reports.data
+    from bench.check import check_data as check
+    from bench.files import json_text
+    from bench.pipeline import find_pipeline
+
+    found = check(source, find_pipeline(base))
+    path = reports.data.write(found, RUNS / reports.data.file_name(found))
+    if as_json:
+        print(json_text(reports.data.as_json(found, path)), end="")
+    else:
+        _console().print(reports.data.summary(found))
+        _console().print(f"Contact sheet: {path}", markup=False, soft_wrap=True)
+    if found.problem:
+        raise found.problem
+    if strict and found.levels["warning"]:
+        raise typer.Exit(1)
+
+
+@data.command("caption")
+def caption_data(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the pictures.")],
+    template: Annotated[
+        str | None, typer.Option(help='Such as "{caption}, in {trigger} style".', show_default=False)
+    ] = None,
+    trigger: Annotated[str | None, typer.Option(help="The word that calls what is learned.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a metadata.jsonl.")] = False,
+) -> None:
+    """Write metadata.jsonl: captions from .txt files, folders such as `10_ohwx dog`, or file names.
+
+    Without --template a --trigger is put in front of each caption that does not contain it.
+    """
+    import reports.sharing
+    from bench.captions import write_captions
+
+    found = write_captions(folder, template, trigger, force=force)
+    _console().print(reports.sharing.captions(found), markup=False, highlight=False, soft_wrap=True)
+
+
+@data.command("push")
+def push_data(
+    source: Annotated[str, typer.Argument(metavar="DIR", help="A folder, or a bundled set.")],
+    target: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The new data set on the Hub.")],
+    public: Annotated[bool, typer.Option("--public", help="Let everyone see it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask first.")] = False,
+) -> None:
+    """Upload pictures and captions to the Hub as a new data set, private unless --public is given.
+
+    The token is the one of `hf auth login`, or HF_TOKEN.
+    """
+    import reports.sharing
+    from bench.hub import prepared
+
+    console = _console()
+    with prepared(source, target, private=not public) as upload:
+        console.print(reports.sharing.upload(upload), markup=False, soft_wrap=True)
+        if not yes:
+            typer.confirm("Upload?", abort=True)
+        with console.status("Uploading"):
+            address = upload.send()
+    console.print(f"Uploaded: {address}", markup=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -48,6 +48,24 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Contents:
+    """What a source holds, usable or not."""
+
+    source: str
+    """As the user gave it."""
+    splits: dict[str, list[Example]]
+    """`train`, `dev` and `test`, or one of any name; a caption may still be one of the faults."""
+    faults: list[Fault]
+    num_entries: int
+    """Pictures that there are, usable or not."""
+
+    def check(self) -> None:
+        """Raises one UsageError with everything that is wrong."""
+        if self.faults:
+            raise UsageError(_listing(self.source, self.faults, self.num_entries))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:
     """Images to train on, and two held-out sets of them."""
 
@@ -67,15 +85,34 @@ class Dataset:
 
 def load_dataset(source: str, trigger: str | None = None) -> Dataset:
     """Read and check everything; `trigger` is put in front of each caption that does not contain it."""
-    splits = _checked(source, _read(source))
+    return split(read_contents(source), trigger)
+
+
+def read_contents(source: str) -> Contents:
+    """Read everything; raises UsageError or MissingError only where there is nothing to read."""
+    tables = _read(source)
+    num_entries = sum(len(entries) for entries in tables.values())
+    if num_entries == 0:
+        raise UsageError(
+            f"{source}: no pictures in it; expected metadata.jsonl with file_name and text, "
+            "or PNG, JPEG, WebP or BMP files each with a .txt of the same name"
+        )
+    faults: list[Fault] = []
+    seen: dict[str, str] = {}
+    splits = {name: list(_examples(entries, seen, faults)) for name, entries in tables.items()}
+    return Contents(source=source, splits=splits, faults=faults, num_entries=num_entries)
+
+
+def split(contents: Contents, trigger: str | None = None) -> Dataset:
+    """The data set that `load_dataset` gives; raises UsageError if anything is wrong."""
+    contents.check()
+    source, splits = contents.source, contents.splits
     if set(splits) != {"train", "dev", "test"}:
         splits = _split(source, [example for examples in splits.values() for example in examples])
-    for split, examples in splits.items():
+    for name, examples in splits.items():
         if len(examples) < MIN_HELD_OUT:
-            raise UsageError(f"{source}: {split} has {_count(len(examples), 'image')}, needs {MIN_HELD_OUT}")
-    return Dataset(
-        name=source, **{split: _triggered(examples, trigger) for split, examples in splits.items()}
-    )
+            raise UsageError(f"{source}: {name} has {_count(len(examples), 'image')}, needs {MIN_HELD_OUT}")
+    return Dataset(name=source, **{name: _triggered(examples, trigger) for name, examples in splits.items()})
 
 
 # Where it is
@@ -109,29 +146,18 @@ def _read_path(source: str) -> Tables:
 
 
 def _read_folder(root: Path) -> Tables:
+    return {name: read_folder(root, folder) for name, folder in split_folders(root).items()}
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Folders of `train`, `dev` and `test` if there are all three, else `all` in the folder itself."""
     folders = {SPLITS[path.name]: path for path in root.iterdir() if path.name in SPLITS and path.is_dir()}
     if set(folders) == {"train", "dev", "test"}:
-        return {split: read_folder(root, folders[split]) for split in ("train", "dev", "test")}
-    return {"all": read_folder(root, root)}
+        return {name: folders[name] for name in ("train", "dev", "test")}
+    return {"all": root}
 
 
 # Whether it is usable
-
-
-def _checked(source: str, tables: Tables) -> dict[str, list[Example]]:
-    """All examples, or one UsageError with everything that is wrong."""
-    num_entries = sum(len(entries) for entries in tables.values())
-    if num_entries == 0:
-        raise UsageError(
-            f"{source}: no pictures in it; expected metadata.jsonl with file_name and text, "
-            "or PNG, JPEG, WebP or BMP files each with a .txt of the same name"
-        )
-    faults: list[Fault] = []
-    seen: dict[str, str] = {}
-    splits = {split: list(_examples(entries, seen, faults)) for split, entries in tables.items()}
-    if faults:
-        raise UsageError(_listing(source, faults, num_entries))
-    return splits
 
 
 def _examples(
@@ -152,7 +178,7 @@ def _examples(
                 raise Flaw(f"the same pixels as {first}")
             yield Example(name=entry.name, caption=caption, digest=pixels, size=image.size, load=entry.load)
         except Flaw as flaw:
-            faults.append(Fault(name=entry.name, problem=str(flaw)))
+            faults.append(Fault(name=entry.name, problem=str(flaw), load=entry.load))
 
 
 def _caption_problem(caption: str) -> str | None:
@@ -170,13 +196,13 @@ def text_problem(text: str, noun: str) -> str | None:
 
 def _listing(source: str, faults: list[Fault], num_entries: int) -> str:
     lines = [f"{source}: {_count(len(faults), 'problem')} in {_count(num_entries, 'image')}"]
-    lines += [_printable(f"{fault.name}: {fault.problem}") for fault in faults[:MAX_LISTED]]
+    lines += [printable(f"{fault.name}: {fault.problem}") for fault in faults[:MAX_LISTED]]
     if len(faults) > MAX_LISTED:
         lines.append(f"... and {len(faults) - MAX_LISTED} more")
     return "\n".join(lines)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A file name may hold what would move a terminal's cursor."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 

@@ -20,11 +20,12 @@ def read_folder(root: Path, folder: Path) -> list[Entry | Fault]:
     for file in (home / name for home in homes for name in METADATA):
         if file.exists():
             return sorted(_metadata_entries(root, file), key=lambda entry: entry.name)
-    pictures = next(filter(None, map(_pictures, homes)), [])
+    pictures = next(filter(None, map(pictures_in, homes)), [])
     return [_paired_entry(root, path) for path in pictures]
 
 
-def _pictures(folder: Path) -> list[Path]:
+def pictures_in(folder: Path) -> list[Path]:
+    """Files that are named like pictures, sorted; also those of formats that are not read."""
     files = folder.iterdir() if folder.is_dir() else ()
     return sorted(
         path
@@ -38,14 +39,16 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _paired_entry(root: Path, path: Path) -> Entry | Fault:
     name = path.relative_to(root).as_posix()
+    load = None
     try:
-        _check_file(root, path)
+        check_file(root, path)
+        load = partial(read_file, path)
         text = path.with_suffix(".txt")
         if not text.exists():
             raise Flaw(f"no caption: there is no {text.name}")
-        return Entry(name=name, caption=_text(root, text), load=partial(read_file, path))
+        return Entry(name=name, caption=read_text(root, text), load=load)
     except Flaw as flaw:
-        return Fault(name=name, problem=str(flaw))
+        return Fault(name=name, problem=str(flaw), load=load)
 
 
 # metadata.jsonl, metadata.csv
@@ -56,7 +59,7 @@ Row = dict[str, object]
 def _metadata_entries(root: Path, file: Path) -> Iterator[Entry | Fault]:
     shown = file.relative_to(root).as_posix()
     try:
-        rows = _rows(file.suffix, _text(root, file))
+        rows = _rows(file.suffix, read_text(root, file))
     except Flaw as flaw:
         yield Fault(name=shown, problem=str(flaw))
         return
@@ -67,7 +70,7 @@ def _metadata_entries(root: Path, file: Path) -> Iterator[Entry | Fault]:
         except Flaw as flaw:
             yield Fault(name=f"{shown} line {line}", problem=str(flaw))
     folders = {file.parent, file.parent / "images", *(path.parent for path in listed)}
-    for path in (path for folder in sorted(folders) for path in _pictures(folder)):
+    for path in (path for folder in sorted(folders) for path in pictures_in(folder)):
         if path not in listed:
             yield Fault(name=path.relative_to(root).as_posix(), problem=f"no entry in {file.name}")
 
@@ -105,7 +108,7 @@ def _listed_entry(root: Path, home: Path, row: Row, line: int, listed: dict[Path
         raise Flaw(f"{name}: no such file")
     if (first := listed.setdefault(path, line)) != line:
         raise Flaw(f"{name} is listed twice, first on line {first}")
-    _check_file(root, path)
+    check_file(root, path)
     caption = row.get("text", row.get("caption"))
     return Entry(
         name=path.relative_to(root).as_posix(),
@@ -130,7 +133,8 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _check_file(root: Path, path: Path) -> None:
+def check_file(root: Path, path: Path) -> None:
+    """Raises Flaw if it is no file, or one that lies outside `root`."""
     name = path.name
     try:
         inside = path.resolve().is_relative_to(root.resolve())
@@ -142,8 +146,9 @@ def _check_file(root: Path, path: Path) -> None:
         raise Flaw(f"{name} is not a file")
 
 
-def _text(root: Path, path: Path) -> str:
-    _check_file(root, path)
+def read_text(root: Path, path: Path) -> str:
+    """The text of a file inside `root`; raises Flaw."""
+    check_file(root, path)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise Flaw(f"{path.name} is larger than {MAX_BYTES // 1_000_000} MB")

@@ -4,7 +4,7 @@ import hashlib
 import io
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -34,6 +34,8 @@ class Fault:
 
     name: str
     problem: str
+    load: Callable[[], Image.Image] | None = field(default=None, repr=False, compare=False)
+    """Its picture, if there is one to show."""
 
 
 def read_file(path: Path) -> Image.Image:

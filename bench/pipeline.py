@@ -58,6 +58,24 @@ class PipelineFolder:
         module: torch.nn.Module = getattr(self.load(part), part)
         return module
 
+    def tokenizer(self) -> Any:
+        """The one that decides how much of a caption is read; raises UsageError if it cannot be loaded."""
+        from transformers import CLIPTokenizer
+
+        try:
+            return CLIPTokenizer.from_pretrained(self.path / "tokenizer_2", local_files_only=True)
+        except Exception as error:  # damaged files raise every kind
+            reason = " ".join(str(error).split())
+            raise UsageError(f"base {self.name}: tokenizer_2: cannot be loaded: {reason}") from None
+
+    def resolution(self) -> int:
+        """Pixels of a side that it draws by default; raises UsageError if its configurations do not say."""
+        try:
+            levels = len(read_json(self.path / "vae" / "config.json")["block_out_channels"])
+            return int(read_json(self.path / "unet" / "config.json")["sample_size"]) << (levels - 1)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"base {self.name}: its resolution cannot be read: {error!r}") from None
+
     def check_encoders(self) -> int:
         """Look at what `load_encoder` will need without reading any weights; returns the VAE's scale factor.
 
@@ -91,7 +109,9 @@ class PipelineFolder:
         return digest.hexdigest()
 
 
-def find_pipeline(name: str, revision: str | None, dtype: torch.dtype) -> PipelineFolder:
+def find_pipeline(
+    name: str, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> PipelineFolder:
     """The bundled base, a diffusers folder, or a Hub model already on this machine; downloads nothing.
 
     Raises MissingError if it is not on this machine, UsageError if it is no SDXL pipeline.

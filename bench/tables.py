@@ -37,7 +37,7 @@ def read_tables(folder: Path) -> Tables:
 
     saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
     try:
-        with _no_bars():
+        with no_bars():
             data = datasets.load_from_disk(str(folder)) if saved else _load_files(folder)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(f"{folder}: cannot be read as a data set: {_one_line(error)}") from None
@@ -156,8 +156,8 @@ def _one_line(error: Exception) -> str:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """Nothing is downloaded, so nothing is shown."""
+def no_bars() -> Iterator[None]:
+    """`datasets` shows no progress."""
     import datasets
 
     shown = datasets.is_progress_bar_enabled()

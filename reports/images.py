@@ -104,6 +104,12 @@ def thumbnail(path: Path) -> Thumbnail | None:
             picture = image.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):
         return None
+    return thumbnail_of(picture)
+
+
+def thumbnail_of(picture: Image.Image) -> Thumbnail:
+    """A data URI of an RGB picture."""
+    picture = picture.copy()
     small = max(picture.size) <= SMALL_PIXELS
     if not small:
         picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)

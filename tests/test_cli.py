@@ -40,7 +40,9 @@ def two_runs(tmp_path: Path, make_run: Callable[..., Run]) -> None:
 
 
 def test_flags_are_frozen() -> None:
-    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    commands = dict(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+    data = commands.pop("data").commands
+    commands |= {f"data {name}": command for name, command in data.items()}
     flags = {name: [parameter.name for parameter in command.params] for name, command in commands.items()}
     assert flags == {
         "search": ["space", "base", "data", "name", "trials", "budget", "seed", "floor"],
@@ -48,6 +50,9 @@ def test_flags_are_frozen() -> None:
         "report": ["run"],
         "compare": ["sides", "fail_on", "as_json", "space", "base", "data", "name"],
         "speed": ["space", "base", "as_json"],
+        "data check": ["source", "base", "strict", "as_json"],
+        "data caption": ["folder", "template", "trigger", "force"],
+        "data push": ["source", "target", "public", "yes"],
     }
 
 
@@ -66,6 +71,15 @@ def test_flags_are_frozen() -> None:
         (("search", "--space", "sdxl"), "bench: --data: the space 'sdxl' names none"),
         (("speed", "--space", "nope"), "bench: --space nope: no such space"),
         (("speed", "--base", "./none"), "bench: base ./none: no such folder"),
+        (("data", "check", "./none"), "bench: ./none: no such folder"),
+        (("data", "check", ".", "--base", "./none"), "bench: base ./none: no such folder"),
+        (("data", "check", "."), "bench: .: no pictures in it"),
+        (("data", "caption", "none"), "bench: none: no such folder"),
+        (("data", "caption", "."), "bench: .: no pictures in it; nothing was written"),
+        (("data", "caption", ".", "--template", "{trigger}"), "give the word with --trigger"),
+        (("data", "push", ".", "mine"), "bench: mine: give OWNER/NAME"),
+        (("data", "push", ".", "someone/mine@main"), "bench: someone/mine@main: give OWNER/NAME"),
+        (("data", "push", ".", "up/../there"), "bench: up/../there: give OWNER/NAME"),
         (("report", "none"), "bench: none: no such run; in runs/ are: none"),
         (("compare", "none", "other"), "bench: none: no such run"),
         (("compare", "none"), "bench: compare: needs at least two sides, got none"),
