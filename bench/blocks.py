@@ -34,7 +34,7 @@ def _quick_forward(module: nn.Module) -> Callable[..., Any] | None:
             return _transformer_block
         case GEGLU():
             return _gated
-        case Transformer2DModel() if module.is_input_continuous and module.use_linear_projection:
+        case Transformer2DModel() if module.is_input_continuous:
             return _transformer
         case ResnetBlock2D() if _is_plain_resnet(module):
             return _resnet
@@ -130,14 +130,22 @@ def _transformer(
 ) -> tuple[torch.Tensor]:
     height, width = hidden_states.shape[2:]
     normed = group_norm(self.norm, hidden_states, silu=False)
-    x = self.proj_in(normed.permute(0, 2, 3, 1).flatten(1, 2))
+    linear = self.use_linear_projection  # else a convolution of 1 × 1, as in SD 1.x
+    x = self.proj_in(_tokens(normed)) if linear else _tokens(self.proj_in(normed))
     for block in self.transformer_blocks:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             x = self._gradient_checkpointing_func(block, x, encoder_hidden_states)
         else:
             x = block(x, encoder_hidden_states=encoder_hidden_states)
-    x = torch.unflatten(self.proj_out(x), 1, (height, width)).permute(0, 3, 1, 2)
+    x = self.proj_out(x) if linear else x
+    x = torch.unflatten(x, 1, (height, width)).permute(0, 3, 1, 2)
+    x = x if linear else self.proj_out(x)
     return (x + hidden_states,)
+
+
+def _tokens(images: torch.Tensor) -> torch.Tensor:
+    """(n, channels, height, width) -> (n, height · width, channels)."""
+    return images.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _resnet(self: ResnetBlock2D, input_tensor: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,9 @@ app = typer.Typer(
 @app.command()
 def search(
     space: Annotated[str, typer.Option(help="A shipped space, or a .yaml file.")] = "default",
-    base: Annotated[str | None, typer.Option(help="emoji-xl, a diffusers folder, or a Hub id.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="emoji-xl, a diffusers folder, a .safetensors checkpoint, or a Hub id.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="A bundled set, a folder, or a Hub id.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; the space's name if left out.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="How many trials in all.")] = None,
@@ -67,7 +69,9 @@ def search(
 @app.command()
 def floor(
     space: Annotated[str, typer.Option(help="A shipped space, or a .yaml file.")] = "default",
-    base: Annotated[str | None, typer.Option(help="emoji-xl, a diffusers folder, or a Hub id.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="emoji-xl, a diffusers folder, a .safetensors checkpoint, or a Hub id.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="A bundled set, a folder, or a Hub id.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; the space's name if left out.")] = None,
     seeds: Annotated[int, typer.Option(min=2, max=1000, help="Trainings of the default config.")] = 5,
@@ -135,7 +139,9 @@ def compare(
 @app.command()
 def speed(
     space: Annotated[str, typer.Option(help="A shipped space, or a .yaml file.")] = "default",
-    base: Annotated[str | None, typer.Option(help="emoji-xl, a diffusers folder, or a Hub id.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="emoji-xl, a diffusers folder, a .safetensors checkpoint, or a Hub id.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure what a base does on this machine: trials alone and side by side, and how long a search takes.
