@@ -87,9 +87,9 @@ class Checkpoint:
         try:
             yield
         except NotImplementedError:
-            wanted = ", ".join(part for part in parts if part in self.layout.prefixes)
+            where = f"base {self.name}: {', '.join(sorted(self.layout.prefixes.keys() & set(parts)))}"
             raise UsageError(
-                f"base {self.name}: {wanted}: weights are missing, or not named as those of {self.layout.name}"
+                f"{where}: weights are missing, or not named as those of {self.layout.name}"
             ) from None
 
     @contextmanager

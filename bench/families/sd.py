@@ -80,5 +80,6 @@ FAMILY = Family(
     text_encoders={"text_encoder": "CLIPTextModel"},
     encode=_encode,
     conditions=_conditions,
+    options={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
     layouts=(SD_1, SD_2),
 )

@@ -14,7 +14,7 @@ from bench.base import BaseModel, Bucket, TrainingData, load_base
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a pipeline of 32 pixels whose UNet has all kinds of modules that a preset names."""
-    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     folder = tmp_path_factory.mktemp("tiny-sdxl")
@@ -36,7 +36,7 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer=_tokenizer(folder / "words"),
         tokenizer_2=_tokenizer(folder / "words"),
         unet=unet,
-        scheduler=_scheduler(),
+        scheduler=EulerDiscreteScheduler(**NOISE),
         add_watermarker=False,
     )
     pipeline.save_pretrained(folder / "pipeline")
@@ -46,15 +46,20 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Likewise of SD 1.x: blocks project with convolutions, and the UNet predicts the noise."""
+    from diffusers import PNDMScheduler
+
     folder = tmp_path_factory.mktemp("tiny-sd1")
-    return _tiny_sd(folder, "epsilon", attention_head_dim=2)
+    return _tiny_sd(folder, PNDMScheduler(**NOISE, skip_prk_steps=True), attention_head_dim=2)
 
 
 @pytest.fixture(scope="session")
 def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Likewise of SD 2.x: blocks project with linears, and the UNet predicts the velocity."""
+    from diffusers import DDIMScheduler
+
     folder = tmp_path_factory.mktemp("tiny-sd2")
-    return _tiny_sd(folder, "v_prediction", attention_head_dim=(2, 4), use_linear_projection=True)
+    scheduler = DDIMScheduler(**NOISE, clip_sample=False, prediction_type="v_prediction")
+    return _tiny_sd(folder, scheduler, attention_head_dim=(2, 4), use_linear_projection=True)
 
 
 UNET = {
@@ -67,7 +72,10 @@ UNET = {
 }
 
 
-def _tiny_sd(folder: Path, prediction: str, **unet: Any) -> Path:
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def _tiny_sd(folder: Path, scheduler: Any, **unet: Any) -> Path:
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
@@ -77,7 +85,7 @@ def _tiny_sd(folder: Path, prediction: str, **unet: Any) -> Path:
         text_encoder=CLIPTextModel(_text_config()),
         tokenizer=_tokenizer(folder / "words"),
         unet=UNet2DConditionModel(**UNET, cross_attention_dim=16, **unet),
-        scheduler=_scheduler(prediction_type=prediction),
+        scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -114,14 +122,6 @@ def _vae() -> Any:
         latent_channels=4,
         sample_size=32,
         force_upcast=False,
-    )
-
-
-def _scheduler(**fields: Any) -> Any:
-    from diffusers import EulerDiscreteScheduler
-
-    return EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, **fields
     )
 
 

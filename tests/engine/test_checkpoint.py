@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from open_clip import SimpleTokenizer
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -28,31 +29,55 @@ PROMPTS = ["a red apple", "b, c", ""]
 Tensors = dict[str, torch.Tensor]
 
 # The published names: CompVis' ldm, Stability's generative-models and open_clip, from diffusers' and
-# transformers'; for UNets of two levels with one layer each, as the tiny ones are.
+# transformers'.
 
-UNET_BLOCKS = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "down_blocks.0.resnets.0": "input_blocks.1.0",
-    "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
-    "down_blocks.1.resnets.0": "input_blocks.3.0",
-    "down_blocks.1.attentions.0": "input_blocks.3.1",
-    "mid_block.resnets.0": "middle_block.0",
-    "mid_block.attentions.0": "middle_block.1",
-    "mid_block.resnets.1": "middle_block.2",
-    "up_blocks.0.resnets.0": "output_blocks.0.0",
-    "up_blocks.0.attentions.0": "output_blocks.0.1",
-    "up_blocks.0.resnets.1": "output_blocks.1.0",
-    "up_blocks.0.attentions.1": "output_blocks.1.1",
-    "up_blocks.0.upsamplers.0.conv": "output_blocks.1.2.conv",
-    "up_blocks.1.resnets.0": "output_blocks.2.0",
-    "up_blocks.1.resnets.1": "output_blocks.3.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
+
+def unet_blocks(unet: Mapping[str, Any]) -> dict[str, str]:
+    """Of a UNet's config: one row of blocks down and one up there, levels with layers here."""
+    levels, layers = len(unet["down_block_types"]), unet["layers_per_block"]
+    blocks = {
+        "conv_in": "input_blocks.0.0",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    down, up = 1, 0
+    for level in range(levels):
+        for layer in range(layers):
+            blocks[f"down_blocks.{level}.resnets.{layer}"] = f"input_blocks.{down}.0"
+            blocks[f"down_blocks.{level}.attentions.{layer}"] = f"input_blocks.{down}.1"
+            down += 1
+        blocks[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{down}.0.op"
+        down += level < levels - 1
+        for layer in range(layers + 1):
+            blocks[f"up_blocks.{level}.resnets.{layer}"] = f"output_blocks.{up}.0"
+            blocks[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{up}.1"
+            up += 1
+        place = 2 if "CrossAttn" in unet["up_block_types"][level] else 1
+        blocks[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{up - 1}.{place}.conv"
+    return blocks
+
+
+def vae_blocks(vae: Mapping[str, Any]) -> dict[str, str]:
+    """Of a VAE's config: the decoder's levels are counted from the other end there."""
+    levels, layers = len(vae["down_block_types"]), vae["layers_per_block"]
+    blocks = {}
+    for level in range(levels):
+        down, up = f"encoder.down.{level}", f"decoder.up.{levels - 1 - level}"
+        ours = f"encoder.down_blocks.{level}", f"decoder.up_blocks.{level}"
+        blocks |= {f"{ours[0]}.resnets.{layer}": f"{down}.block.{layer}" for layer in range(layers)}
+        blocks |= {f"{ours[1]}.resnets.{layer}": f"{up}.block.{layer}" for layer in range(layers + 1)}
+        blocks[f"{ours[0]}.downsamplers.0.conv"] = f"{down}.downsample.conv"
+        blocks[f"{ours[1]}.upsamplers.0.conv"] = f"{up}.upsample.conv"
+    return blocks
+
+
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -60,16 +85,6 @@ RESNET = {
     "norm2": "out_layers.0",
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
-}
-VAE_BLOCKS = {
-    "encoder.down_blocks.0.resnets.0": "encoder.down.0.block.0",
-    "encoder.down_blocks.0.resnets.1": "encoder.down.0.block.1",
-    "encoder.down_blocks.0.downsamplers.0.conv": "encoder.down.0.downsample.conv",
-    "encoder.down_blocks.1.resnets.0": "encoder.down.1.block.0",
-    "encoder.down_blocks.1.resnets.1": "encoder.down.1.block.1",
-    **{f"decoder.up_blocks.0.resnets.{n}": f"decoder.up.1.block.{n}" for n in range(3)},
-    "decoder.up_blocks.0.upsamplers.0.conv": "decoder.up.1.upsample.conv",
-    **{f"decoder.up_blocks.1.resnets.{n}": f"decoder.up.0.block.{n}" for n in range(3)},
 }
 VAE_NAMES = {
     "mid_block.resnets.0": "mid.block_1",
@@ -101,26 +116,25 @@ def renamed(name: str, names: Mapping[str, str]) -> str:
     return name
 
 
-def ldm_unet(tensors: Tensors) -> Tensors:
-    result = {}
+def ldm_unet(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    blocks, result = unet_blocks(config), {}
     for name, tensor in tensors.items():
-        block = next(block for block in UNET_BLOCKS if name.startswith(f"{block}."))
+        block = next(block for block in blocks if name.startswith(f"{block}."))
         rest = name.removeprefix(block)
-        is_resnet = ".resnets." in block
-        result[UNET_BLOCKS[block] + (renamed(rest, RESNET) if is_resnet else rest)] = tensor
+        result[blocks[block] + (renamed(rest, RESNET) if ".resnets." in block else rest)] = tensor
     return result
 
 
-def ldm_vae(tensors: Tensors) -> Tensors:
+def ldm_vae(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
     """Attention is a convolution of 1 × 1 there."""
     result = {}
     for name, tensor in tensors.items():
-        new = renamed(renamed(name, VAE_BLOCKS), VAE_NAMES)
+        new = renamed(name, vae_blocks(config) | VAE_NAMES)
         result[new] = tensor[..., None, None] if ".attn_1." in new and tensor.ndim == 2 else tensor
     return result
 
 
-def open_clip(tensors: Tensors) -> Tensors:
+def open_clip(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
     """q, k and v are one product there; the last projection is the other way round."""
     result = {}
     for name, tensor in tensors.items():
@@ -135,11 +149,11 @@ def open_clip(tensors: Tensors) -> Tensors:
     return result
 
 
-def clip(tensors: Tensors) -> Tensors:
+def clip(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
     return {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
 
 
-Convert = Callable[[Tensors], Tensors]
+Convert = Callable[[Tensors, Mapping[str, Any]], Tensors]
 CONVERTERS: dict[str, dict[str, Convert]] = {
     "SD 1.x": {"unet": ldm_unet, "vae": ldm_vae, "text_encoder": clip},
     "SD 2.x": {"unet": ldm_unet, "vae": ldm_vae, "text_encoder": open_clip},
@@ -151,7 +165,8 @@ def converted(pipeline: Any, layout: Layout) -> Tensors:
     """All weights of a pipeline under the names of a layout."""
     tensors = {}
     for part, convert in CONVERTERS[layout.name].items():
-        for name, tensor in convert(getattr(pipeline, part).state_dict()).items():
+        model = getattr(pipeline, part)
+        for name, tensor in convert(model.state_dict(), model.config).items():
             tensors[layout.prefixes[part] + name] = tensor
     return tensors
 
@@ -323,6 +338,19 @@ def test_full_sizes_are_those_that_were_published(
 ) -> None:
     blank = family.blank(part, layout.configs[part])
     assert sum(parameter.numel() for parameter in blank.parameters()) == number
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+@pytest.mark.parametrize(
+    ("family", "layout"), [(sd.FAMILY, sd.SD_1), (sd.FAMILY, sd.SD_2), (sdxl.FAMILY, sdxl.BASE)]
+)
+def test_full_sizes_are_converted_to_what_diffusers_has(family: Family, layout: Layout, part: str) -> None:
+    blank = family.blank(part, layout.configs[part])
+    theirs = CONVERTERS[layout.name][part](blank.state_dict(), blank.config)
+    convert = convert_ldm_unet_checkpoint if part == "unet" else convert_ldm_vae_checkpoint
+    back = convert({layout.prefixes[part] + name: tensor for name, tensor in theirs.items()}, blank.config)
+    shapes = {name: tensor.shape for name, tensor in blank.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in back.items()} == shapes
 
 
 @pytest.mark.parametrize("text", ["a photo of a cat, isn't it?", "Héllo wörld 日本語 🦊 123", "", "x" * 300])

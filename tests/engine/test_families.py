@@ -283,3 +283,16 @@ def test_files_beside_the_pipeline_do_not_change_its_fingerprint(copy: Path) -> 
     (copy / "safety_checker" / "config.json").write_text("{}")
     (copy / "v1-5-pruned.safetensors").write_bytes(b"large")
     assert load_base(str(copy), CPU).fingerprint == before
+
+
+def test_a_safety_checker_is_neither_loaded_nor_needed(copy: Path) -> None:
+    """As the published SD 1.5 names it, where it was left out of the download."""
+    edit(
+        copy / "model_index.json",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        requires_safety_checker=True,
+    )
+    base = load_base(str(copy), CPU)
+    assert base.encode_prompts(["a"]).hidden.shape == (1, 16, 16)
+    assert base._pipe.safety_checker is None
