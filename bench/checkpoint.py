@@ -22,6 +22,8 @@ FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 REFINER = "conditioner.embedders.0.model.text_projection"
 VELOCITY, ZERO_SNR = "v_pred", "ztsnr"
 """Empty tensors by which trainers mark what a UNet predicts, and that its noise ends without signal."""
+EDM = {"edm_mean", "edm_vpred.sigma_max"}
+"""Tensors of SDXLs that were trained on the noise of Karras et al. 2022 (arXiv 2206.00364)."""
 DESCRIBED = "modelspec.prediction_type"
 """In the metadata: `epsilon` or `v`, as the ModelSpec of Stability AI says."""
 SCHEDULER = {
@@ -121,25 +123,28 @@ class Checkpoint:
 
 def open_checkpoint(path: Path, name: str, dtype: torch.dtype, prediction: Prediction | None) -> Checkpoint:
     """Raises UsageError for a file that is no checkpoint of a supported family."""
+    if not path.is_file():
+        raise UsageError(f"base {name}: no such file")
     try:
         header = read_header(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"base {name}: cannot be read: {' '.join(str(error).split())}") from None
     layouts = [(family, layout) for family in FAMILIES.values() for layout in family.layouts]
-    for family, layout in layouts:
-        if layout.key in header.shapes and FIRST in header.shapes:
-            refuse_channels(name, header.shapes[FIRST][1])
-            return Checkpoint(
-                path=path,
-                name=name,
-                dtype=dtype,
-                family=family,
-                layout=layout,
-                header=header,
-                prediction=prediction or _prediction(header, layout, name),
-            )
-    known = ", ".join(layout.name for _, layout in layouts)
-    raise UsageError(f"base {name}: {_what(header)}; supported are checkpoints of {known}")
+    found = [pair for pair in layouts if {pair[1].key, FIRST} <= header.shapes.keys()]
+    if not found or EDM & header.shapes.keys():
+        known = ", ".join(layout.name for _, layout in layouts)
+        raise UsageError(f"base {name}: {_what(header)}; supported are checkpoints of {known}")
+    refuse_channels(name, header.shapes[FIRST][1])
+    family, layout = found[0]
+    return Checkpoint(
+        path=path,
+        name=name,
+        dtype=dtype,
+        family=family,
+        layout=layout,
+        header=header,
+        prediction=prediction or _prediction(header, layout, name),
+    )
 
 
 def _prediction(header: Header, layout: Layout, name: str) -> Prediction:
@@ -156,8 +161,10 @@ def _prediction(header: Header, layout: Layout, name: str) -> Prediction:
 
 
 def _what(header: Header) -> str:
-    """What a file seems to be that is no checkpoint."""
+    """What a file seems to be that cannot be a base."""
     names = list(header.shapes)
+    if EDM & header.shapes.keys():
+        return "trained on the noise of EDM"
     if any("lora" in name for name in names):
         return "a LoRA, which needs a base itself"
     if REFINER in names:

@@ -41,7 +41,7 @@ class PipelineFolder:
         """
         for part in ("unet", *self.family.encoders):
             self._check(part)
-        refuse_channels(self.name, self._blank("unet").config.in_channels)
+        refuse_channels(self.name, read_json(self.path / "unet" / "config.json").get("in_channels", 4))
         return vae_scale(self._blank("vae"))
 
     def load(self, *parts: str) -> Any:

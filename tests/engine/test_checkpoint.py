@@ -20,9 +20,10 @@ from bench.base import BaseModel, load_base
 from bench.errors import UsageError
 from bench.families import FAMILIES, sd, sdxl
 from bench.families.clip import END, clip_tokenizer
-from bench.families.family import Family, Layout
+from bench.families.family import Family, Layout, Prediction
 from bench.scoring.generate import generate
 from bench.space import Sampler
+from bench.weights import Header
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red apple", "b, c", ""]
@@ -321,6 +322,18 @@ def test_what_a_checkpoint_predicts_is_read_from_it(
 
 
 @pytest.mark.parametrize(
+    ("layout", "prediction", "pixels"),
+    [(sd.SD_1, "epsilon", 512), (sd.SD_2, "epsilon", 512), (sd.SD_2, "v_prediction", 768)],
+)
+def test_images_are_as_large_as_those_that_it_was_trained_on(
+    layout: Layout, prediction: Prediction, pixels: int
+) -> None:
+    of_this = {"path": Path("a"), "name": "a", "dtype": torch.float32, "header": Header({}, {})}
+    opened = checkpoint.Checkpoint(**of_this, family=sd.FAMILY, layout=layout, prediction=prediction)
+    assert opened._files()["unet/config.json"]["sample_size"] * 8 == pixels
+
+
+@pytest.mark.parametrize(
     ("family", "layout", "part", "number"),
     [
         (sd.FAMILY, sd.SD_1, "unet", 859_520_964),
@@ -369,6 +382,7 @@ def test_the_tokenizer_is_that_of_clip(text: str) -> None:
         (["lora_unet_down_blocks_0.lora_down.weight"], "a LoRA, which needs a base itself"),
         (["unet.down_blocks.0.attn1.to_q.lora_A.weight"], "a LoRA, which needs a base itself"),
         ([checkpoint.REFINER, checkpoint.FIRST], "a refiner, which only finishes images"),
+        ([sdxl.BASE.key, checkpoint.FIRST, "edm_mean"], "trained on the noise of EDM"),
         (["down_blocks.0.resnets.0.conv1.weight"], "one part of a diffusers folder: give the folder"),
         (
             ["double_blocks.0.img_attn.\x1b[31m"],
@@ -416,5 +430,5 @@ def test_a_pickle_is_refused_unread(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"nowhere\.safetensors: cannot be read: no "):
+    with pytest.raises(UsageError, match=r"nowhere\.safetensors: no such file$"):
         load_base(str(tmp_path / "nowhere.safetensors"), CPU)
