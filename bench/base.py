@@ -1,8 +1,9 @@
 """BaseModel: a frozen diffusion pipeline on a device, and what training and scoring ask of it."""
 
+import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from bench.buckets import Schedule
 from bench.chunks import Chunks
 from bench.config import TrialConfig
 from bench.errors import UsageError
-from bench.pipeline import TEXT_ENCODERS, find_pipeline
+from bench.families import FAMILIES
+from bench.families.family import Prediction
+from bench.sources import find_source
 
 ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
@@ -31,7 +34,10 @@ CHUNK_PIXELS = 4 * 1024**2
 
 @dataclass(frozen=True, slots=True)
 class TextEmbedding:
-    """Conditioning of n prompts: `hidden` (n, tokens, width) and `pooled` (n, width)."""
+    """Conditioning of n prompts: `hidden` (n, tokens, width) and `pooled` (n, width).
+
+    A family that has no `pooled` has it of width 0.
+    """
 
     hidden: torch.Tensor
     pooled: torch.Tensor
@@ -104,7 +110,7 @@ class Attached(Protocol):
 
 
 class BaseModel:
-    """A frozen SDXL pipeline. Latents are (n, channels, height, width), already scaled for the UNet.
+    """A frozen pipeline. Latents are (n, channels, height, width), already scaled for the UNet.
 
     Its text encoders and its VAE are loaded when they are first used.
     """
@@ -119,12 +125,13 @@ class BaseModel:
         vae_scale: int,
         load_encoder: Callable[[str], torch.nn.Module],
     ) -> None:
-        """`pipe` may lack any of ENCODERS: `load_encoder` gives them by name, on any device.
+        """`pipe` may lack any of its family's encoders: `load_encoder` gives them by name, on any device.
 
         `vae_scale` is in pixels per latent. Raises UsageError for a resolution that the base cannot draw.
         """
         self.name = name
         self.fingerprint = fingerprint
+        self.family = FAMILIES[type(pipe).__name__]
         self.unet: torch.nn.Module = pipe.unet.requires_grad_(False).eval()
         self.scheduler_config = pipe.scheduler.config
         self.device: torch.device = pipe.unet.device
@@ -152,8 +159,8 @@ class BaseModel:
     def text_shape(self) -> tuple[int, int, int]:
         """Tokens, width of `hidden` and width of `pooled` of a TextEmbedding for this base."""
         config: Any = self.unet.config
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        return self._pipe.tokenizer.model_max_length, config.cross_attention_dim, pooled
+        tokens: int = self._pipe.tokenizer.model_max_length
+        return tokens, config.cross_attention_dim, self.family.pooled_width(config)
 
     @property
     def vae(self) -> Any:
@@ -161,7 +168,7 @@ class BaseModel:
 
     def release_encoders(self) -> None:
         """Give back the memory of the text encoders; they are loaded again if they are used again."""
-        for part in TEXT_ENCODERS:
+        for part in self.family.text_encoders:
             setattr(self._pipe, part, None)
         torch.cuda.empty_cache()  # does nothing where there is no such device
 
@@ -176,25 +183,24 @@ class BaseModel:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> TextEmbedding:
-        """Conditioning of each prompt, as StableDiffusionXLPipeline computes it."""
-        for part in TEXT_ENCODERS:
+        """Conditioning of each prompt, as diffusers' pipeline computes it."""
+        for part in self.family.text_encoders:
             self._encoder(part)
         parts = []
         for start in range(0, len(prompts), CHUNK):
             chunk = list(prompts[start : start + CHUNK])
-            hidden, _, pooled, _ = self._pipe.encode_prompt(chunk, do_classifier_free_guidance=False)
-            parts.append(TextEmbedding(hidden, pooled))
+            parts.append(TextEmbedding(*self.family.encode(self._pipe, chunk)))
         return concatenate(parts)
 
     def count_cut(self, prompts: Sequence[str]) -> int:
         """How many prompts have more tokens than the text encoders read: what exceeds them is cut off."""
-        tokenizer = self._pipe.tokenizer_2
+        tokenizer = self._pipe.tokenizer
         return sum(len(tokenizer(prompt).input_ids) > tokenizer.model_max_length for prompt in prompts)
 
     def encode_empty(self) -> TextEmbedding:
         """Conditioning of the empty prompt (n = 1): zeros if the pipeline was trained so."""
         empty = self.encode_prompts([""])
-        if self._pipe.config.force_zeros_for_empty_prompt:
+        if self._pipe.config.get("force_zeros_for_empty_prompt"):
             return TextEmbedding(torch.zeros_like(empty.hidden), torch.zeros_like(empty.pooled))
         return empty
 
@@ -225,25 +231,17 @@ class BaseModel:
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: TextEmbedding) -> torch.Tensor:
         """The UNet's output for noisy latents (n, …) of any size, timesteps (n,) and conditioning (n)."""
         time_ids = self._sized(latents.shape[-2], latents.shape[-1]).expand(len(latents), -1)
+        conditions = self.family.conditions(text.hidden, text.pooled, time_ids)
         with sdpa_kernel(ATTENTION, set_priority=True):
-            output = self.unet(
-                latents.to(self.dtype),
-                timesteps,
-                encoder_hidden_states=text.hidden,
-                added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids},
-                return_dict=False,
-            )
+            output = self.unet(latents.to(self.dtype), timesteps, return_dict=False, **conditions)
         result: torch.Tensor = output[0]
         return result.float()
 
     def _sized(self, height: int, width: int) -> torch.Tensor:
-        """SDXL's micro-conditioning (6,) of latents of that size (Podell et al. 2023, arXiv 2307.01952,
-        section 2.2): of an image that was this large from the start and is not cropped, as pipelines ask for.
-        """
+        """The family's time ids (k,) of latents of that size."""
         if (height, width) not in self._time_ids:  # made once: a captured graph cannot copy it from the host
-            size = (height * self.vae_scale, width * self.vae_scale)
-            ids = torch.tensor([*size, 0, 0, *size], device=self.device, dtype=self.dtype)
-            self._time_ids[height, width] = ids
+            numbers = self.family.time_ids(height * self.vae_scale, width * self.vae_scale)
+            self._time_ids[height, width] = torch.tensor(numbers, device=self.device, dtype=self.dtype)
         return self._time_ids[height, width]
 
 
@@ -254,35 +252,44 @@ def load_base(
     revision: str | None = None,
     resolution: int | None = None,
     dtype: str = "float32",
+    prediction: Prediction | None = None,
 ) -> BaseModel:
-    """The bundled base, a diffusers folder, or a Hub model already on this machine; downloads nothing.
+    """The bundled base, a diffusers folder, a checkpoint, or a Hub model already on this machine.
 
-    Raises MissingError if it is not on this machine, UsageError if it is no SDXL pipeline, or if a part of
-    it is missing or damaged.
+    Downloads nothing. `prediction` is what the UNet predicts, if the base does not say it or is wrong. Raises
+    MissingError if it is not on this machine, UsageError if it is of no supported family, or if a part of it
+    is missing or damaged.
     """
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()  # captions that are too long are counted and said once instead
-    folder = find_pipeline(name, revision, getattr(torch, dtype))
-    vae_scale = folder.check_encoders()
-    pipe = folder.load("unet", "scheduler", "tokenizer", "tokenizer_2")
-    schedule = pipe.scheduler.config
-    prediction = schedule.get("prediction_type", "epsilon")
-    if prediction not in {"epsilon", "v_prediction"} or schedule.num_train_timesteps != 1000:
-        raise UsageError(
-            f"{name}: predicts {prediction}; supported are epsilon and v_prediction over 1000 steps"
-        )
+    source = find_source(name, revision, getattr(torch, dtype), prediction)
+    scale = source.check()
+    pipe = source.load("unet", "scheduler", *source.family.tokenizers)
+    fingerprint = source.fingerprint()
+    if prediction:
+        pipe.scheduler.register_to_config(prediction_type=prediction)
+        fingerprint = hashlib.sha256(f"{fingerprint} {prediction}".encode()).hexdigest()
+    _check_schedule(name, pipe.scheduler)
     return BaseModel(
         pipe.to(device),
         name,
-        folder.fingerprint(),
+        fingerprint,
         resolution,
-        vae_scale=vae_scale,
-        load_encoder=folder.load_encoder,
+        vae_scale=scale,
+        load_encoder=lambda part: getattr(source.load(part), part),
     )
+
+
+def _check_schedule(name: str, scheduler: Any) -> None:
+    """Raises UsageError for noise other than that of Ho et al. 2020 (arXiv 2006.11239) in 1000 steps."""
+    config = scheduler.config
+    predicts = config.get("prediction_type", "epsilon")
+    if predicts not in get_args(Prediction) or config.num_train_timesteps != 1000:
+        raise UsageError(
+            f"{name}: predicts {predicts}; supported are epsilon and v_prediction over 1000 steps"
+        )
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise UsageError(
+            f"{name}: its noise is that of a {type(scheduler).__name__}; supported are schedules of betas"
+        )
 
 
 def adaptable_names(unet: torch.nn.Module) -> list[str]:

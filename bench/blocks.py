@@ -59,7 +59,7 @@ def _is_plain_block(module: BasicTransformerBlock) -> bool:
 
 def _is_plain_transformer(module: Transformer2DModel) -> bool:
     plain = all(is_quick(block) for block in module.transformer_blocks)
-    return plain and module.is_input_continuous and module.use_linear_projection
+    return plain and module.is_input_continuous
 
 
 def _is_plain_resnet(module: ResnetBlock2D) -> bool:
@@ -166,10 +166,18 @@ def _transformer(
 ) -> tuple[torch.Tensor]:
     height, width = hidden_states.shape[2:]
     normed = group_norm(self.norm, hidden_states, silu=False)
-    x = self.proj_in(normed.permute(0, 2, 3, 1).flatten(1, 2))
+    linear = self.use_linear_projection  # else a convolution of 1 × 1, as in SD 1.x
+    x = self.proj_in(_tokens(normed)) if linear else _tokens(self.proj_in(normed))
     x = _chained(self, x, encoder_hidden_states)
-    x = torch.unflatten(self.proj_out(x), 1, (height, width)).permute(0, 3, 1, 2)
+    x = self.proj_out(x) if linear else x
+    x = torch.unflatten(x, 1, (height, width)).permute(0, 3, 1, 2)
+    x = x if linear else self.proj_out(x)
     return (x + hidden_states,)
+
+
+def _tokens(images: torch.Tensor) -> torch.Tensor:
+    """(n, channels, height, width) -> (n, height · width, channels)."""
+    return images.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _chained(self: Transformer2DModel, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,8 @@ from bench.dataset import Contents, Example, printable, read_contents, split
 from bench.errors import UsageError
 from bench.near_duplicates import groups, near_duplicates
 from bench.pictures import Flaw
-from bench.pipeline import PipelineFolder
 from bench.prompts import COMMA, FUNCTION_WORDS
+from bench.sources import Source
 
 Level = Literal["error", "warning", "advice"]
 
@@ -157,7 +157,7 @@ class Check:
         return Counter(finding.level for finding in self.findings)
 
 
-def check_data(source: str, base: PipelineFolder) -> Check:
+def check_data(source: str, base: Source) -> Check:
     """Look at every picture and caption of a folder, a bundled or a Hub data set, as `load_dataset` reads it.
 
     Raises UsageError or MissingError only where there is nothing to look at; what `load_dataset` would refuse
@@ -165,7 +165,8 @@ def check_data(source: str, base: PipelineFolder) -> Check:
     """
     contents = read_contents(source)
     splits, problem = _splits(contents)
-    tokenizer, resolution = base.tokenizer(), base.resolution()
+    tokenizer = getattr(base.load(*base.family.tokenizers), base.family.tokenizers[-1])
+    resolution = base.resolution()
     pictures = [
         _picture(example, name, tokenizer) for name, examples in splits.items() for example in examples
     ]

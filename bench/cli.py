@@ -42,7 +42,9 @@ app.add_typer(data, name="data")
 @app.command()
 def search(
     space: Annotated[str, typer.Option(help="A shipped space, or a .yaml file.")] = "default",
-    base: Annotated[str | None, typer.Option(help="emoji-xl, a diffusers folder, or a Hub id.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="emoji-xl, a diffusers folder, a .safetensors checkpoint, or a Hub id.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="A bundled set, a folder, or a Hub id.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; the space's name if left out.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="How many trials in all.")] = None,
@@ -73,7 +75,9 @@ def search(
 @app.command()
 def floor(
     space: Annotated[str, typer.Option(help="A shipped space, or a .yaml file.")] = "default",
-    base: Annotated[str | None, typer.Option(help="emoji-xl, a diffusers folder, or a Hub id.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="emoji-xl, a diffusers folder, a .safetensors checkpoint, or a Hub id.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="A bundled set, a folder, or a Hub id.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; the space's name if left out.")] = None,
     seeds: Annotated[int, typer.Option(min=2, max=1000, help="Trainings of the default config.")] = 5,
@@ -141,7 +145,9 @@ def compare(
 @app.command()
 def speed(
     space: Annotated[str, typer.Option(help="A shipped space, or a .yaml file.")] = "default",
-    base: Annotated[str | None, typer.Option(help="emoji-xl, a diffusers folder, or a Hub id.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="emoji-xl, a diffusers folder, a .safetensors checkpoint, or a Hub id.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure what a base does on this machine: trials alone and side by side, and how long a search takes.
@@ -177,9 +183,9 @@ def check_data(
     import reports.data
     from bench.check import check_data as check
     from bench.files import json_text
-    from bench.pipeline import find_pipeline
+    from bench.sources import find_source
 
-    found = check(source, find_pipeline(base))
+    found = check(source, find_source(base))
     path = reports.data.write(found, RUNS / reports.data.file_name(found))
     if as_json:
         print(json_text(reports.data.as_json(found, path)), end="")

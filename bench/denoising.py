@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler
 
 from bench.base import BaseModel, TextEmbedding
 
-NUM_TIMESTEPS = 1000  # of every SDXL
+NUM_TIMESTEPS = 1000  # of every base: `load_base` sees to it
 
 
 @dataclass(frozen=True, slots=True)

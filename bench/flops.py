@@ -40,11 +40,12 @@ def _empty(model: Any) -> Any:
 
 def _predict(base: BaseModel, unet: Any) -> torch.Tensor:
     tokens, width, pooled = base.text_shape
+    num_ids = len(base.family.time_ids(base.resolution, base.resolution))
     with torch.device("meta"):
-        condition = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, 6)}
-        hidden, latents = torch.zeros(1, tokens, width), torch.zeros(1, *base.latent_shape)
-        timesteps = torch.zeros(1, dtype=torch.long)
-    output: torch.Tensor = unet(latents, timesteps, hidden, added_cond_kwargs=condition, return_dict=False)[0]
+        texts = torch.zeros(1, tokens, width), torch.zeros(1, pooled)
+        conditions = base.family.conditions(*texts, torch.zeros(1, num_ids))
+        latents, timesteps = torch.zeros(1, *base.latent_shape), torch.zeros(1, dtype=torch.long)
+    output: torch.Tensor = unet(latents, timesteps, return_dict=False, **conditions)[0]
     return output
 
 

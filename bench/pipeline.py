@@ -1,72 +1,48 @@
-"""A pipeline in diffusers' folder format: found, checked, fingerprinted, and loaded part by part."""
+"""A pipeline in diffusers' folder format: checked, fingerprinted, and loaded part by part."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.cache import cached
-from bench.errors import MissingError, UsageError
+from bench.errors import UsageError
+from bench.families import FAMILIES
+from bench.families.family import Family
 from bench.files import read_json
+from bench.weights import digest, read_header, refuse_incomplete
 
-BUNDLED = {"emoji-xl": "builtin/emoji-xl"}
-FAMILY = "StableDiffusionXLPipeline"
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-ENCODERS = (*TEXT_ENCODERS, "vae")
-"""Parts that are loaded when they are first used."""
-LARGE = 64 * 1024**2
-"""Bytes from which a file's hash is kept: an SDXL takes half a minute to hash, at every start."""
+INDEX = "model_index.json"
+OTHERS = {
+    "StableDiffusionXLImg2ImgPipeline": "a refiner, which only finishes images: give its base",
+    "StableDiffusionInpaintPipeline": "an inpainting model",
+    "StableDiffusionXLInpaintPipeline": "an inpainting model",
+}
+"""Pipelines that are taken for bases, by their class, and what they are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PipelineFolder:
-    """A folder whose model_index.json names an SDXL pipeline."""
+    """A folder whose model_index.json names the pipeline of a family; see `bench.sources.Source`."""
 
     path: Path
     name: str
     """As the user gave it; errors name it."""
     dtype: torch.dtype
+    family: Family
 
-    def load(self, *parts: str) -> Any:
-        """A StableDiffusionXLPipeline on the CPU that has only these parts.
+    def check(self) -> int:
+        """Look at all parts without reading any weights; returns the VAE's scale factor.
 
-        Raises UsageError for one that is missing, damaged or not of an SDXL.
+        Raises UsageError for a part that is missing, damaged or incomplete.
         """
-        from diffusers import StableDiffusionXLPipeline
-        from safetensors import SafetensorError
-
-        known = {"unet", "scheduler", "tokenizer", "tokenizer_2", *ENCODERS}
-        try:
-            return StableDiffusionXLPipeline.from_pretrained(
-                self.path,
-                dtype=self.dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                add_watermarker=False,
-                **dict.fromkeys(known - set(parts)),
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise UsageError(f"{self.name}: cannot be loaded as a pipeline: {reason}") from None
-
-    def load_encoder(self, part: str) -> torch.nn.Module:
-        """One of ENCODERS, on the CPU."""
-        module: torch.nn.Module = getattr(self.load(part), part)
-        return module
-
-    def tokenizer(self) -> Any:
-        """The one that decides how much of a caption is read; raises UsageError if it cannot be loaded."""
-        from transformers import CLIPTokenizer
-
-        try:
-            return CLIPTokenizer.from_pretrained(self.path / "tokenizer_2", local_files_only=True)
-        except Exception as error:  # damaged files raise every kind
-            reason = " ".join(str(error).split())
-            raise UsageError(f"base {self.name}: tokenizer_2: cannot be loaded: {reason}") from None
+        for part in ("unet", *self.family.encoders):
+            self._check(part)
+        refuse_channels(self.name, read_json(self.path / "unet" / "config.json").get("in_channels", 4))
+        return vae_scale(self._blank("vae"))
 
     def resolution(self) -> int:
         """Pixels of a side that it draws by default; raises UsageError if its configurations do not say."""
@@ -76,133 +52,97 @@ class PipelineFolder:
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"base {self.name}: its resolution cannot be read: {error!r}") from None
 
-    def check_encoders(self) -> int:
-        """Look at what `load_encoder` will need without reading any weights; returns the VAE's scale factor.
+    def load(self, *parts: str) -> Any:
+        """A pipeline on the CPU that has only these parts of its family's.
 
-        Raises UsageError for an encoder that is missing, damaged or incomplete: found now, not when a run
-        has begun.
+        Raises UsageError for one that is missing, damaged or not of the family.
         """
-        for part in ENCODERS:
-            self._check(part)
-        levels: int = len(_blank(self.path, "vae").config.block_out_channels)
-        return 1 << (levels - 1)
+        import diffusers
+
+        with loading(self.name):
+            return getattr(diffusers, self.family.pipeline).from_pretrained(
+                self.path,
+                dtype=self.dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                **self.family.options,
+                **dict.fromkeys(set(self.family.parts) - set(parts)),
+            )
+
+    def fingerprint(self) -> str:
+        """sha256 over the names and contents of all parts' weights and configurations."""
+        hashes = hashlib.sha256()
+        for path in sorted(self.path.rglob("*")):
+            name = path.relative_to(self.path)
+            mine = name.parts[0] in {INDEX, *self.family.parts}
+            if mine and path.suffix in {".safetensors", ".json", ".txt"}:
+                hashes.update(str(name).encode())
+                hashes.update(digest(path))
+        return hashes.hexdigest()
 
     def _check(self, part: str) -> None:
         where = f"base {self.name}: {part}"
         try:
-            needed = sum(parameter.numel() for parameter in _blank(self.path, part).parameters())
-            held = sum(_count_numbers(file) for file in _weight_files(self.path / part))
+            needed = sum(parameter.numel() for parameter in self._blank(part).parameters())
+            held = sum(read_header(file).count() for file in _weight_files(self.path / part))
         except Exception as error:  # configurations that make no sense raise every kind
             raise UsageError(f"{where}: cannot be read: {' '.join(str(error).split())}") from None
-        if held < needed:  # names differ between versions of transformers, numbers do not
-            raise UsageError(
-                f"{where}: incomplete: its weights are {held:,} numbers, its config.json needs {needed:,}"
-            )
+        refuse_incomplete(where, held, needed)
 
-    def fingerprint(self) -> str:
-        """sha256 over the names and contents of weights and configurations."""
-        digest = hashlib.sha256()
-        for path in sorted(self.path.rglob("*")):
-            if path.suffix in {".safetensors", ".json", ".txt"}:
-                digest.update(str(path.relative_to(self.path)).encode())
-                digest.update(_digest(path))
-        return digest.hexdigest()
+    def _blank(self, part: str) -> Any:
+        return self.family.blank(part, read_json(self.path / part / "config.json"))
 
 
-def find_pipeline(
-    name: str, revision: str | None = None, dtype: torch.dtype = torch.float32
-) -> PipelineFolder:
-    """The bundled base, a diffusers folder, or a Hub model already on this machine; downloads nothing.
-
-    Raises MissingError if it is not on this machine, UsageError if it is no SDXL pipeline.
-    """
-    path = _path(name, revision)
-    _check_family(path, name)
-    return PipelineFolder(path=path, name=name, dtype=dtype)
-
-
-def _path(name: str, revision: str | None) -> Path:
-    if name in BUNDLED:
-        return Path(str(files("bench") / BUNDLED[name]))
-    if Path(name).is_dir():
-        return Path(name)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UsageError(
-            f"base {name}: no such folder; give emoji-xl, a diffusers folder or a Hub id owner/name"
-        )
-    return _hub_path(name, revision)
-
-
-def _hub_path(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError):
-        wanted = f"{name} --revision {revision}" if revision else name
-        raise MissingError(f"base {name}: not on this machine; get it with: hf download {wanted}") from None
-
-
-def _check_family(path: Path, name: str) -> None:
-    index = path / "model_index.json"
+def open_folder(path: Path, name: str, dtype: torch.dtype) -> PipelineFolder:
+    """Raises UsageError if it holds no pipeline of a supported family."""
+    index = path / INDEX
     if not index.exists():
-        raise UsageError(f"base {name}: not a diffusers folder (no model_index.json in it)")
-    family = read_json(index).get("_class_name")
-    if family != FAMILY:
-        raise UsageError(f"base {name}: a {family}; supported is {FAMILY}")
+        raise UsageError(f"base {name}: not a diffusers folder (no {INDEX} in it)")
+    kind = read_json(index).get("_class_name")
+    if kind in OTHERS:
+        raise UsageError(f"base {name}: {OTHERS[kind]}")
+    if kind not in FAMILIES:
+        raise UsageError(f"base {name}: a {kind}; supported are {', '.join(FAMILIES)}")
+    return PipelineFolder(path=path, name=name, dtype=dtype, family=FAMILIES[kind])
 
 
-def _blank(path: Path, part: str) -> Any:
-    """The module that config.json describes, without weights."""
-    from diffusers import AutoencoderKL
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """What libraries say of parts that are missing or damaged is one UsageError; else they say nothing."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    if not (path / part / "config.json").exists():
-        raise FileNotFoundError(f"no {part}/config.json in {path}")
-    with torch.device("meta"):
-        if part == "vae":
-            config = AutoencoderKL.load_config(path / part, local_files_only=True)
-            return AutoencoderKL.from_config(config)
-        family = CLIPTextModel if part == "text_encoder" else CLIPTextModelWithProjection
-        return family(CLIPTextConfig.from_pretrained(path / part, local_files_only=True))
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()  # captions that are too long are counted and said once instead
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:  # damaged files raise every kind
+        reason = " ".join(str(error).split())
+        raise UsageError(f"base {name}: cannot be loaded as a pipeline: {reason}") from None
+
+
+def refuse_channels(name: str, channels: int) -> None:
+    """Of a UNet's input: latents have 4, and what is beyond is a picture to change."""
+    if channels != 4:
+        raise UsageError(
+            f"base {name}: its UNet takes {channels} channels, as inpainting and editing models do; "
+            "supported are 4: models that draw from text alone"
+        )
+
+
+def vae_scale(vae: Any) -> int:
+    """Pixels per latent."""
+    levels: int = len(vae.config.block_out_channels)
+    return 1 << (levels - 1)
 
 
 def _weight_files(folder: Path) -> Sequence[Path]:
     """The safetensors of a part: one, or the shards that an index lists."""
-    stem = "diffusion_pytorch_model" if folder.name == "vae" else "model"
+    stem = "diffusion_pytorch_model" if folder.name in {"unet", "vae"} else "model"
     index = folder / f"{stem}.safetensors.index.json"
     if not index.exists():
         return [folder / f"{stem}.safetensors"]
     return [folder / shard for shard in sorted(set(read_json(index)["weight_map"].values()))]
-
-
-def _count_numbers(file: Path) -> int:
-    """Of all tensors in a file, from its header; raises SafetensorError if data is cut off."""
-    return sum(torch.Size(shape).numel() for shape in _shapes(file))
-
-
-def _shapes(file: Path) -> Iterator[list[int]]:
-    from safetensors import safe_open
-
-    if not file.exists():
-        raise FileNotFoundError(f"no {file.parent.name}/{file.name} in {file.parent.parent}")
-    with safe_open(file, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118
-            yield tensors.get_slice(name).get_shape()
-
-
-def _digest(path: Path) -> bytes:
-    """sha256 of a file; of a large one kept by its place, size and times, which a changed file changes."""
-    stat = path.stat()
-    if stat.st_size < LARGE:
-        return _hash(path)
-    known_by = (path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    inputs = ["file digest 1", *map(str, known_by)]
-    kept = cached(inputs, lambda: {"sha256": torch.tensor(list(_hash(path)))}, torch.device("cpu"))
-    return bytes(kept["sha256"].tolist())
-
-
-def _hash(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()

@@ -200,7 +200,12 @@ def run_speed(command: Command) -> Speed:
 def _load_base(space: SearchSpace, device: torch.device) -> BaseModel:
     """The base of a space, which has the modules that the space names."""
     base = load_base(
-        space.base, device, revision=space.revision, resolution=space.resolution, dtype=space.dtype
+        space.base,
+        device,
+        revision=space.revision,
+        resolution=space.resolution,
+        dtype=space.dtype,
+        prediction=space.prediction,
     )
     _check_targets(base, space)
     return base

@@ -214,9 +214,11 @@ class SearchSpace(Spec):
 
     name: str = Field("space", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     base: str
-    """`emoji-xl` (bundled), a diffusers folder or a model id on the Hub."""
+    """`emoji-xl` (bundled), a diffusers folder, a .safetensors checkpoint or a model id on the Hub."""
     revision: str | None = None
     """Commit of a Hub model."""
+    prediction: Literal["epsilon", "v_prediction"] | None = None
+    """What the base predicts, if it does not say it or is wrong."""
     data: str | None = None
     """A bundled data set, a folder, or a data set id on the Hub."""
     trigger: str | None = None

@@ -13,33 +13,8 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPi
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from bench.base import BaseModel
-
-UNET = {
-    "sample_size": 128,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "layers_per_block": 2,
-    "cross_attention_dim": 2048,
-    "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [5, 10, 20],
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 1024,
-    "scaling_factor": 0.13025,
-}
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
-
+from bench.families.clip import CLIP_L
+from bench.families.sdxl import CLIP_G, UNET, VAE
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
@@ -64,7 +39,7 @@ def part(name: str) -> torch.nn.Module:
 
 def _made(name: str) -> torch.nn.Module:
     if name == "unet":
-        return UNet2DConditionModel(**UNET)
+        return UNet2DConditionModel(sample_size=128, **UNET)
     if name == "vae":
         return AutoencoderKL(**VAE)
     known = tokenizer()
@@ -74,10 +49,8 @@ def _made(name: str) -> torch.nn.Module:
         "pad_token_id": known.pad_token_id,
     }
     if name == "text_encoder":
-        return CLIPTextModel(CLIPTextConfig(**CLIP_L, projection_dim=768, hidden_act="quick_gelu", **special))
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(**CLIP_G, projection_dim=1280, hidden_act="gelu", **special)
-    )
+        return CLIPTextModel(CLIPTextConfig(**CLIP_L, **special))
+    return CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G, **special))
 
 
 def pipeline(*names: str) -> StableDiffusionXLPipeline:

@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 from bench import cli
 from bench.check import KINDS, Check, check_data, shared_phrase
 from bench.errors import UsageError
-from bench.pipeline import PipelineFolder, find_pipeline
+from bench.pipeline import PipelineFolder
+from bench.sources import find_source
 from reports import data
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -37,7 +38,9 @@ def add(folder: Path, name: str, image: Image.Image, caption: str) -> None:
 
 @pytest.fixture(scope="module")
 def base() -> PipelineFolder:
-    return find_pipeline("emoji-xl")
+    found = find_source("emoji-xl")
+    assert isinstance(found, PipelineFolder)
+    return found
 
 
 @pytest.fixture
@@ -107,7 +110,7 @@ def test_what_is_cut_off_is_what_the_encoder_does_not_read(mine: Path, base: Pip
     words = "one two three four five six seven eight nine ten".split() * 4
     add(mine, "long.png", picture(24), " ".join(words))
     [long] = [shown for shown in check_data(str(mine), base).pictures if shown.name == "long.png"]
-    tokenizer = base.tokenizer()
+    tokenizer = base.load("tokenizer_2").tokenizer_2
     read = tokenizer.decode(tokenizer(long.caption, truncation=True).input_ids, skip_special_tokens=True)
     assert f"{read} {long.cut_off}".split() == words
     assert long.num_tokens == len(tokenizer(long.caption, verbose=False).input_ids)
@@ -205,7 +208,7 @@ def test_a_base_that_cannot_be_read(tmp_path: Path, mine: Path, base: PipelineFo
     shutil.copytree(base.path, tmp_path / "b", ignore=shutil.ignore_patterns("*.safetensors"))
     (tmp_path / "b" / broken).write_text("{}")
     with pytest.raises(UsageError, match=r"base .*b: "):
-        check_data(str(mine), find_pipeline(str(tmp_path / "b")))
+        check_data(str(mine), find_source(str(tmp_path / "b")))
 
 
 # The page

@@ -167,7 +167,7 @@ def test_text_that_is_no_space_is_refused(text: str, message: str) -> None:
 
 
 def test_an_unknown_space_names_the_shipped_ones() -> None:
-    with pytest.raises(UsageError, match="no such space; shipped are default, sdxl, smoke"):
+    with pytest.raises(UsageError, match="no such space; shipped are default, sd15, sdxl, smoke"):
         load_space("defualt")
 
 

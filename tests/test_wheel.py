@@ -26,6 +26,8 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "search_spaces/default.yaml",
         "search_spaces/smoke.yaml",
         "search_spaces/sdxl.yaml",
+        "search_spaces/sd15.yaml",
+        "bench/families/sd.py",
         "trainers/loop.py",
         "reports/templates/search.html.j2",
         "reports/templates/compare.html.j2",

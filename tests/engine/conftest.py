@@ -1,8 +1,9 @@
-"""A tiny SDXL with random weights, in diffusers' folder format, and training data encoded with it."""
+"""Tiny pipelines of each family with random weights, as diffusers' folders, and data to train them on."""
 
 import json
 import string
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,17 +14,90 @@ from bench.base import BaseModel, Bucket, TrainingData, find_device, load_base
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a pipeline of 32 pixels whose UNet has all kinds of modules that a preset names."""
-    from diffusers import (
-        AutoencoderKL,
-        EulerDiscreteScheduler,
-        StableDiffusionXLPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     folder = tmp_path_factory.mktemp("tiny-sdxl")
     torch.manual_seed(0)
-    text = CLIPTextConfig(
+    text = _text_config()
+    unet = UNet2DConditionModel(
+        **UNET,
+        cross_attention_dim=32,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=16 + 6 * 8,
+    )
+    pipeline = StableDiffusionXLPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(text),
+        text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer=_tokenizer(folder / "words"),
+        tokenizer_2=_tokenizer(folder / "words"),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(**NOISE),
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+@pytest.fixture(scope="session")
+def tiny_sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Likewise of SD 1.x: blocks project with convolutions, and the UNet predicts the noise."""
+    from diffusers import PNDMScheduler
+
+    folder = tmp_path_factory.mktemp("tiny-sd1")
+    return _tiny_sd(folder, PNDMScheduler(**NOISE, skip_prk_steps=True), attention_head_dim=2)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Likewise of SD 2.x: blocks project with linears, and the UNet predicts the velocity."""
+    from diffusers import DDIMScheduler
+
+    folder = tmp_path_factory.mktemp("tiny-sd2")
+    scheduler = DDIMScheduler(**NOISE, clip_sample=False, prediction_type="v_prediction")
+    return _tiny_sd(folder, scheduler, attention_head_dim=(2, 4), use_linear_projection=True)
+
+
+UNET = {
+    "sample_size": 16,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 8,
+}
+
+
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def _tiny_sd(folder: Path, scheduler: Any, **unet: Any) -> Path:
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    torch.manual_seed(0)
+    pipeline = StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config()),
+        tokenizer=_tokenizer(folder / "words"),
+        unet=UNet2DConditionModel(**UNET, cross_attention_dim=16, **unet),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+def _text_config() -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
         vocab_size=60,
         hidden_size=16,
         intermediate_size=32,
@@ -35,21 +109,12 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=1,
         pad_token_id=1,
     )
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=(2, 4),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=16 + 6 * 8,
-        norm_num_groups=8,
-    )
-    vae = AutoencoderKL(
+
+
+def _vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 16),
@@ -58,20 +123,6 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sample_size=32,
         force_upcast=False,
     )
-    pipeline = StableDiffusionXLPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        text_encoder_2=CLIPTextModelWithProjection(text),
-        tokenizer=_tokenizer(folder / "words"),
-        tokenizer_2=_tokenizer(folder / "words"),
-        unet=unet,
-        scheduler=EulerDiscreteScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
-        ),
-        add_watermarker=False,
-    )
-    pipeline.save_pretrained(folder / "pipeline")
-    return folder / "pipeline"
 
 
 def _tokenizer(folder: Path) -> object:
@@ -98,6 +149,10 @@ def base(tiny_sdxl: Path) -> BaseModel:
 @pytest.fixture(scope="session")
 def data(base: BaseModel) -> TrainingData:
     """Ten images' worth of latents with captions."""
+    return random_latents(base)
+
+
+def random_latents(base: BaseModel) -> TrainingData:
     generator = torch.Generator().manual_seed(1)
     shape = (10, *base.latent_shape)
     images = Bucket(
@@ -106,3 +161,20 @@ def data(base: BaseModel) -> TrainingData:
         text=base.encode_prompts([f"{letter} red apple" for letter in string.ascii_lowercase[:10]]),
     )
     return TrainingData(buckets=(images,), empty=base.encode_empty())
+
+
+@pytest.fixture(scope="session", params=["tiny_sd1", "tiny_sd2"])
+def sd_folder(request: pytest.FixtureRequest) -> Path:
+    """Each of the tiny SDs."""
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd(sd_folder: Path) -> BaseModel:
+    return load_base(str(sd_folder), torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def sd_data(sd: BaseModel) -> TrainingData:
+    return random_latents(sd)

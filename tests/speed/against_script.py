@@ -371,7 +371,7 @@ def run_bench(settings: Settings, place: Place, slots: int) -> Side:
 
 
 def base_folder(name: str) -> Path:
-    from bench.pipeline import BUNDLED
+    from bench.sources import BUNDLED
 
     return (ROOT / "bench" / BUNDLED[name] if name in BUNDLED else Path(name)).absolute()
 
