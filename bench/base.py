@@ -1,8 +1,11 @@
 """BaseModel: a frozen diffusion pipeline on a device, and what training and scoring ask of it."""
 
+import copy
 import hashlib
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Protocol, get_args
 
 import numpy as np
@@ -30,6 +33,12 @@ CHUNK = 32
 """Prompts, or small images, that are encoded or decoded at once."""
 CHUNK_PIXELS = 4 * 1024**2
 """Pixels of the images that are encoded or decoded at once: larger images go in smaller chunks."""
+SMALL = 2**28
+"""Bytes of the largest UNet that is drawn through in lanes: the operations of a larger one fill all cores,
+and every lane holds a copy of its weights with an adapter merged."""
+
+_loading = Lock()
+"""Twins share what is loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +117,9 @@ class Attached(Protocol):
     def spare(self) -> None:
         """Give back memory that is not needed to draw."""
 
+    def lend(self, unet: torch.nn.Module) -> AbstractContextManager["Attached"]:
+        """The adapters as they are now, in their order, attached to another UNet with the same modules."""
+
 
 class BaseModel:
     """A frozen pipeline. Latents are (n, channels, height, width), already scaled for the UNet.
@@ -154,6 +166,20 @@ class BaseModel:
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
             self.unet.to(memory_format=torch.channels_last)
+        self.twins = [self.twin() for _ in range(self._num_lanes())]
+        """Of the same weights, to be computed with at the same time; none where one computation fills all."""
+
+    def _num_lanes(self) -> int:
+        size = sum(parameter.nbytes for parameter in self.unet.parameters())
+        cores = torch.get_num_threads() if self.device.type == "cpu" and size <= SMALL else 1
+        return cores if cores > 1 else 0
+
+    def twin(self) -> "BaseModel":
+        """Another UNet of the same weights, for other adapters at the same time; this one must be bare."""
+        twin = copy.copy(self)
+        weights = {id(tensor): tensor for tensor in (*self.unet.parameters(), *self.unet.buffers())}
+        twin.unet, twin.twins = copy.deepcopy(self.unet, weights), []
+        return twin
 
     @property
     def text_shape(self) -> tuple[int, int, int]:
@@ -173,13 +199,15 @@ class BaseModel:
         torch.cuda.empty_cache()  # does nothing where there is no such device
 
     def _encoder(self, part: str) -> Any:
-        if getattr(self._pipe, part) is None:
-            module = self._load_encoder(part).to(self.device)
-            if part == "vae" and self.device.type == "cuda":
-                module = module.to(memory_format=torch.channels_last)
-                quicken(module)
-            setattr(self._pipe, part, module.requires_grad_(False).eval())
-        return getattr(self._pipe, part)
+        with _loading:
+            if getattr(self._pipe, part) is None:
+                module = self._load_encoder(part).to(self.device)
+                if part == "vae" and self.device.type in ("cuda", "cpu"):
+                    module = module.to(memory_format=torch.channels_last)
+                    if self.device.type == "cuda":
+                        quicken(module)
+                setattr(self._pipe, part, module.requires_grad_(False).eval())
+            return getattr(self._pipe, part)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> TextEmbedding:
@@ -216,16 +244,20 @@ class BaseModel:
         posterior, scale = self.vae.encode(batch / 127.5 - 1).latent_dist, self.vae.config.scaling_factor
         return posterior.mean.float() * scale, posterior.std.float() * scale
 
-    @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
         """Latents (n, …) -> images (n, height, width, 3). Non-finite pixels become black."""
-        return np.concatenate(self._chunks.map(self._pixels, latents))
+        return self.send(latents).arrived()
 
-    def _pixels(self, latents: torch.Tensor) -> NDArray[np.uint8]:
+    @torch.no_grad()
+    def send(self, latents: torch.Tensor) -> "Leaving":
+        """`decode`, without waiting for it."""
+        return Leaving(torch.cat(self._chunks.map(self._pixels, latents)))
+
+    def _pixels(self, latents: torch.Tensor) -> torch.Tensor:
         vae = self.vae
         pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
         pixels = ((pixels.float() + 1) * 127.5).nan_to_num(0).clamp(0, 255).round()
-        images: NDArray[np.uint8] = pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        images: torch.Tensor = pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         return images
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: TextEmbedding) -> torch.Tensor:
@@ -243,6 +275,21 @@ class BaseModel:
             numbers = self.family.time_ids(height * self.vae_scale, width * self.vae_scale)
             self._time_ids[height, width] = torch.tensor(numbers, device=self.device, dtype=self.dtype)
         return self._time_ids[height, width]
+
+
+class Leaving:
+    """Images on their way from the device: it goes on with other work meanwhile."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self._images = images.to("cpu", non_blocking=images.is_cuda)  # into pinned memory
+        self._sent = torch.cuda.current_stream().record_event() if images.is_cuda else None
+
+    def arrived(self) -> NDArray[np.uint8]:
+        """Waits for them, and for nothing that the device was given later."""
+        if self._sent:
+            self._sent.synchronize()
+        images: NDArray[np.uint8] = self._images.numpy()
+        return images
 
 
 def load_base(

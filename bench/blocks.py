@@ -84,7 +84,8 @@ def keep_text(projections: TextProjections) -> Iterator[None]:
     try:
         yield
     finally:
-        _kept.clear()
+        for attention in projections:  # others may be kept for another thread
+            _kept.pop(attention, None)
 
 
 def project_text(unet: nn.Module, text: torch.Tensor) -> TextProjections:

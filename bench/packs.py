@@ -5,6 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from bench.base import BaseModel, TrainingData
 from bench.config import TrialConfig
 from bench.errors import BenchError, DeviceError, TrialError
 from bench.files import replacing
+from bench.lanes import threads_of
 from bench.run import Evaluation
 from bench.scoring.exam import Exam
 
@@ -214,7 +216,7 @@ class Packs:
 
         def on_step(num_trials: int) -> None:
             self._count(num_trials * queue.taken[0].config.batch_size)
-            self.progress.status(f"training {num_trials} side by side")
+            self.progress.status(f"training {len(queue.running)} side by side")
 
         configs, num_slots = queue.configs(start), min(self.num_slots, queue.most or self.num_slots)
         with closing(self.trainer(self.base, self.data, configs, rungs, num_slots, on_step)) as standing:
@@ -245,9 +247,13 @@ class Packs:
         if not rung.alive:
             return
         self.progress.status(f"scoring {len(rung.alive)} trials")
-        images, losses = self._draw(exam, len(rung.alive))
-        for slot, index in enumerate(rung.alive):
-            self._score_one(rung, index, queue.taken[index], exam, images[slot], losses[slot])
+        with threads_of(self.base.device) as threads, closing(self._draw(exam, len(rung.alive))) as drawn:
+            scored = [
+                threads.submit(self._score_one, rung, index, queue.taken[index].folder, exam, *of_slot)
+                for index, of_slot in zip(rung.alive, drawn, strict=True)
+            ]
+            for index, evaluation in zip(rung.alive, scored, strict=True):
+                self._say_scored(rung, index, queue.taken[index], evaluation)
         for index in rung.alive:
             self._end_at(rung, index, queue.taken[index])
 
@@ -255,18 +261,22 @@ class Packs:
         self,
         rung: Rung,
         index: int,
-        job: Job,
+        folder: Path,
         exam: Exam,
         images: NDArray[np.uint8],
         losses: NDArray[np.float64],
-    ) -> None:
+    ) -> Evaluation:
+        """Beside the drawing of other slots."""
         epoch = rung.epoch(index)
+        evaluation = exam.score(images, losses)
+        with replacing(runs.adapter_file(folder, epoch)) as temporary:
+            rung.save_adapter(index, temporary)
+        runs.write_evaluation(runs.epoch_folder(folder, epoch), evaluation, images)
+        return evaluation
+
+    def _say_scored(self, rung: Rung, index: int, job: Job, evaluation: Future[Evaluation]) -> None:
         try:
-            evaluation = exam.score(images, losses)
-            with replacing(runs.adapter_file(job.folder, epoch)) as temporary:
-                rung.save_adapter(index, temporary)
-            runs.write_evaluation(runs.epoch_folder(job.folder, epoch), evaluation, images)
-            self.on_score(job, epoch, evaluation)
+            self.on_score(job, rung.epoch(index), evaluation.result())
         except TrialError as error:
             self._end(job, "failed", str(error))
             rung.stop(index)
@@ -303,33 +313,44 @@ class Packs:
 
     def _examine(self, adapters: Sequence[tuple[Path, Path]], exam: Exam) -> None:
         self.progress.status(f"scoring {len(adapters)} adapters on the {exam.split} prompts")
-        drawn = None
+        scored = None
         try:
-            drawn, losses = self._drawn(adapters, exam)
+            scored = self._scored(adapters, exam)
         except (OSError, SafetensorError) as error:
             raise _machine(error) from None
         except torch.OutOfMemoryError as error:
             if len(adapters) == 1:
                 raise _machine(error) from None
-        if drawn is None:  # out of the handler, whose traceback holds what the first attempt allocated
+        if scored is None:  # out of the handler, whose traceback holds what the first attempt allocated
             self._say_halved(len(adapters))
             for half in _halves(adapters):
-                self._examine(half, exam)
+                self.examine(half, exam)
             return
-        for slot, (_, folder) in enumerate(adapters):
-            try:
-                evaluation = exam.score(drawn[slot], losses[slot])
-                runs.write_evaluation(folder, evaluation, drawn[slot])
-            except TrialError as error:
-                self.refused[folder] = str(error)
-                self.progress.line(f"{folder}: cannot be scored: {error}")
+        for (_, folder), reason in zip(adapters, scored, strict=True):
+            if reason:
+                self.refused[folder] = reason
+                self.progress.line(f"{folder}: cannot be scored: {reason}")
 
-    def _drawn(
-        self, adapters: Sequence[tuple[Path, Path]], exam: Exam
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """Images and denoising losses of each adapter."""
-        with self.attach(self.base, [file for file, _ in adapters]):
-            return self._draw(exam, len(adapters))
+    def _scored(self, adapters: Sequence[tuple[Path, Path]], exam: Exam) -> list[str | None]:
+        """Write the Evaluation of each adapter; why there is none where its images must not be scored."""
+
+        def score(folder: Path, images: NDArray[np.uint8], losses: NDArray[np.float64]) -> str | None:
+            try:
+                runs.write_evaluation(folder, exam.score(images, losses), images)
+            except TrialError as error:
+                return str(error)
+            return None
+
+        with (
+            self.attach(self.base, [file for file, _ in adapters]),
+            threads_of(self.base.device) as threads,
+            closing(self._draw(exam, len(adapters))) as drawn,
+        ):
+            scored = [
+                threads.submit(score, folder, *of_slot)
+                for (_, folder), of_slot in zip(adapters, drawn, strict=True)
+            ]
+            return [reason.result() for reason in scored]
 
     # How much work there is
 
@@ -340,8 +361,10 @@ class Packs:
         """Of one training that is not known yet, scored on `exam` at each rung that it passes."""
         return sum(rungs) / len(rungs) * len(self.data) + self.drawing(exam) * (len(rungs) + 1) / 2
 
-    def _draw(self, exam: Exam, num_slots: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """Images and denoising losses through each attached adapter."""
+    def _draw(
+        self, exam: Exam, num_slots: int
+    ) -> Generator[tuple[NDArray[np.uint8], NDArray[np.float64]], None, None]:
+        """Images and denoising losses through each attached adapter, as they come."""
         units, drawn = self.drawing(exam) * num_slots, 0.0
 
         def on_progress(fraction: float) -> None:
@@ -349,7 +372,8 @@ class Packs:
             self._count(units * (fraction - drawn))
             drawn = fraction
 
-        return exam.draw(num_slots, on_progress), exam.denoise(num_slots)
+        losses = exam.denoise(num_slots)
+        yield from zip(exam.draw(num_slots, on_progress), losses, strict=True)
 
     def _count(self, units: float) -> None:
         self.done += units

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 """2: a second feature network, probes, confirmations on dev, test and probe prompts. 1: the first."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+FAST = {"method": 2, "quality": 0}
+"""How hard WebP looks for a smaller file: a sixth of the time of its default for 7 % more bytes."""
 WRITERS = 16
 """Images that are written at once."""
 THUMBNAIL = 256
@@ -487,7 +489,7 @@ def write_images(folder: Path, images: NDArray[np.uint8]) -> None:
 
     def write(numbered: tuple[int, NDArray[np.uint8]]) -> None:
         with replacing(folder / f"{numbered[0]:04d}.webp") as temporary:
-            Image.fromarray(numbered[1]).save(temporary, "WEBP", lossless=True)
+            Image.fromarray(numbered[1]).save(temporary, "WEBP", lossless=True, **FAST)
 
     folder.mkdir(parents=True, exist_ok=True)
     # Flushing waits for the disk, on some 10 ms a file: many wait as long as one.

@@ -6,21 +6,23 @@ what it would have given alone, whatever its neighbours.
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from bench.base import BaseModel, TrainingData
+from bench.base import BaseModel, TrainingData, adaptable_names, target_names
 from bench.blocks import keep_text, project_text
 from bench.config import TrialConfig
 from bench.denoising import DenoisingLoss
 from bench.graphs import Compute, captured
+from bench.lanes import threads_of
 from trainers.lora import Adapter, Attached, Slots, save_adapter
 from trainers.optimizer import AdamW
 from trainers.samples import Draw, batch, draw, together
@@ -50,7 +52,7 @@ class Trial:
 class Rung:
     """Trials standing still at an epoch of theirs, to be scored: attached to the base in this order."""
 
-    def __init__(self, pack: "Pack", standing: Sequence[Trial], diverged: Sequence[Trial]) -> None:
+    def __init__(self, pack: "Pack | Spread", standing: Sequence[Trial], diverged: Sequence[Trial]) -> None:
         self._pack = pack
         self._trials = {trial.index: trial for trial in standing}
         self.alive = list(self._trials)
@@ -71,7 +73,7 @@ class Rung:
 
     def adapter(self, index: int) -> Adapter:
         """A copy of a trial's adapter."""
-        return self._pack.slots.adapter(self._pack.slot(self._trials[index]))
+        return self._pack.adapter(self._trials[index])
 
     def save_adapter(self, index: int, path: Path) -> None:
         """Write a trial's adapter so that diffusers loads it."""
@@ -97,7 +99,7 @@ def train(
     first = [_trial(index, config, rungs, data) for index, config in islice(numbered, num_slots)]
     if not first:
         return
-    with Pack(base, data, first) as pack:
+    with Spread(base, data, first) if base.twins else Pack(base, data, first) as pack:
         while pack.trials:
             pack.advance(on_step)
             standing, diverged = pack.standing()
@@ -118,7 +120,10 @@ def _trial(index: int, config: TrialConfig, rungs: Sequence[int], data: Training
 class Pack:
     """The trials that train now, one a slot; use as a context manager."""
 
-    def __init__(self, base: BaseModel, data: TrainingData, trials: Sequence[Trial]) -> None:
+    def __init__(
+        self, base: BaseModel, data: TrainingData, trials: Sequence[Trial], begun: "States | None" = None
+    ) -> None:
+        """Trials that have `begun` go on where they were."""
         self._base, self._data = base, data
         self._unet: Any = base.unet
         self._drawn: dict[tuple[int, int], Draw] = {}
@@ -129,7 +134,7 @@ class Pack:
         """By slot."""
         self._objective = DenoisingLoss(base)
         self.losses: dict[int, list[float]] = {trial.index: trial.losses for trial in trials}
-        self._attach(trials)
+        self._attach(trials, begun or {})
 
     def __enter__(self) -> "Pack":
         return self
@@ -147,11 +152,18 @@ class Pack:
     def slot(self, trial: Trial) -> int:
         return self._places.index(trial)
 
-    def advance(self, on_step: Callable[[int], None]) -> None:
-        """To the next step at which some trial stands at a rung; raises torch.OutOfMemoryError."""
-        number = min(trial.ends[0][1] - trial.step for trial in self.trials)
+    def adapter(self, trial: Trial) -> Adapter:
+        return self.slots.adapter(self.slot(trial))
+
+    @property
+    def num_left(self) -> int:
+        """Steps to the next at which some trial stands at a rung."""
+        return min(trial.ends[0][1] - trial.step for trial in self.trials)
+
+    def advance(self, on_step: Callable[[int], None], number: int | None = None) -> None:
+        """So many steps, or to the next rung; raises torch.OutOfMemoryError."""
         history, running = [], deque[Any]()
-        for _ in range(number):
+        for _ in range(number or self.num_left):
             history.append(self._step_in_memory())
             if self._base.device.type == "cuda":
                 running.append(torch.cuda.current_stream().record_event())
@@ -228,7 +240,8 @@ class Pack:
         """Trials at a rung, and those that have diverged."""
         diverged = [trial for trial in self.trials if trial.broken]
         at_rung = [trial for trial in self.trials if trial.step == trial.ends[0][1]]
-        return [trial for trial in at_rung if trial not in diverged], diverged
+        standing = [trial for trial in at_rung if trial not in diverged]
+        return sorted(standing, key=_index), sorted(diverged, key=_index)
 
     def focus(self, trials: Sequence[Trial]) -> None:
         """Attach these alone, to be drawn."""
@@ -269,28 +282,32 @@ class Pack:
         left = max(trial.ends[-1][1] - trial.step for trial in self.trials)
         return 2 * num_empty >= len(self._places) and left >= MIN_SHRINK
 
-    def _attach(self, trials: Sequence[Trial]) -> None:
+    def _attach(self, trials: Sequence[Trial], begun: "States") -> None:
         self._places = list(trials)
         configs = [trial.config for trial in trials]
         self.slots = Slots(self._base.unet, configs, math.ceil(configs[0].batch_size / self._num_parts))
         self._optimizer = AdamW(self.slots.weights, self.slots.num_A, self.slots.factor)
         self.slots.__enter__()  # once nothing can run out of memory any more
-
-    def _attach_again(self, trials: Sequence[Trial]) -> None:
-        """In slots of other shapes, where those that have begun go on."""
-        begun = {t.index: self._state(self.slot(t)) for t in trials if t in self._places}
-        self._graphs.clear()
-        self._drawn.clear()
-        self.slots.__exit__()
-        self.slots.weights = self._optimizer.mean = self._optimizer.square = torch.empty(0)
-        self._attach(trials)
         for slot, trial in enumerate(trials):
             if trial.index in begun:
                 for rows, values in zip(self._rows(), begun[trial.index], strict=True):
                     self.slots.write(rows, slot, values)
 
-    def _state(self, slot: int) -> list[Adapter]:
-        return [self.slots.read(rows, slot) for rows in self._rows()]
+    def _attach_again(self, trials: Sequence[Trial]) -> None:
+        """In slots of other shapes, where those that have begun go on."""
+        begun = self.states()
+        self._graphs.clear()
+        self._drawn.clear()
+        self.slots.__exit__()
+        self.slots.weights = self._optimizer.mean = self._optimizer.square = torch.empty(0)
+        self._attach(trials, begun)
+
+    def states(self) -> "States":
+        """Of all trials."""
+        return {
+            trial.index: [self.slots.read(rows, self.slot(trial)) for rows in self._rows()]
+            for trial in self.trials
+        }
 
     def _rows(self) -> tuple[torch.Tensor, ...]:
         return self.slots.weights, self._optimizer.mean, self._optimizer.square
@@ -298,3 +315,108 @@ class Pack:
 
 def _mean(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(gradients)).mean(dim=0, dtype=torch.float32)
+
+
+States = Mapping[int, Sequence[Adapter]]
+"""Index of a trial -> its weights and their moments."""
+
+
+class Spread:
+    """Trials on all cores of a processor: a pack on each, which wait for each other at rungs only."""
+
+    def __init__(self, base: BaseModel, data: TrainingData, trials: Sequence[Trial]) -> None:
+        self._base, self._data = base, data
+        self._twins = [base.twin() for _ in base.twins]
+        self._packs: list[Pack] = []
+        self._shown: Slots | None = None
+        self.losses: dict[int, list[float]] = {}
+        self.take(trials)
+
+    def __enter__(self) -> "Spread":
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._hide()
+        self._close()
+
+    @property
+    def trials(self) -> list[Trial]:
+        return sorted((trial for pack in self._packs for trial in pack.trials), key=_index)
+
+    def adapter(self, trial: Trial) -> Adapter:
+        return next(pack for pack in self._packs if trial in pack.trials).adapter(trial)
+
+    def advance(self, on_step: Callable[[int], None]) -> None:
+        """To the next step at which some trial stands at a rung."""
+        number, lock = min(pack.num_left for pack in self._packs), Lock()
+
+        def in_turn(num_trials: int) -> None:
+            with lock:
+                on_step(num_trials)
+
+        if len(self._packs) == 1:  # alone it has all cores
+            self._packs[0].advance(on_step, number)
+            return
+        with threads_of(self._base.device, len(self._packs)) as threads:
+            for done in [threads.submit(pack.advance, in_turn, number) for pack in self._packs]:
+                done.result()
+
+    def standing(self) -> tuple[list[Trial], list[Trial]]:
+        """Trials at a rung, and those that have diverged."""
+        found = [pack.standing() for pack in self._packs]
+        standing, diverged = (
+            [trial for part in parts for trial in part] for parts in zip(*found, strict=True)
+        )
+        return sorted(standing, key=_index), sorted(diverged, key=_index)
+
+    def focus(self, trials: Sequence[Trial]) -> None:
+        """Attach these alone, to be drawn."""
+        if not trials:
+            return
+        self._shown = Slots(self._base.unet, [trial.config for trial in trials])
+        for slot, trial in enumerate(trials):
+            self._shown.load(slot, self.adapter(trial))
+        self._shown.__enter__()
+        self._base.attached = Attached(self._shown, list(range(len(trials))))
+
+    def leave(self, indices: set[int], standing: Sequence[Trial]) -> None:
+        """Trials that end here; the others go on to their next rung."""
+        self._hide()
+        for pack in self._packs:
+            pack.leave(indices, [trial for trial in standing if trial in pack.trials])
+
+    def take(self, trials: Sequence[Trial]) -> None:
+        """New trials beside those that go on, in parts of about equal work."""
+        self.losses |= {trial.index: trial.losses for trial in trials}
+        staying = [*self.trials, *trials]
+        if not trials and len(staying) == sum(len(pack.slots) for pack in self._packs):
+            return
+        begun = {index: state for pack in self._packs for index, state in pack.states().items()}
+        self._close()
+        shares = _shares(self._base, staying, len(self._twins))
+        for twin, share in zip(self._twins, shares, strict=False):
+            self._packs.append(Pack(twin, self._data, share, begun))
+
+    def _close(self) -> None:
+        while self._packs:
+            self._packs.pop().__exit__()
+
+    def _hide(self) -> None:
+        self._base.attached = None
+        if self._shown:
+            self._shown.__exit__()
+        self._shown = None
+
+
+def _shares(base: BaseModel, trials: Sequence[Trial], number: int) -> list[list[Trial]]:
+    """At most so many, none empty: the most work first, each trial where there is least to do."""
+    names = adaptable_names(base.unet)
+    work = {trial: 1 + len(target_names(names, trial.config)) / len(names) for trial in trials}
+    shares: list[list[Trial]] = [[] for _ in range(number)]
+    for trial in sorted(trials, key=lambda trial: -work[trial]):
+        min(shares, key=lambda share: sum(work[other] for other in share)).append(trial)
+    return [sorted(share, key=_index) for share in shares if share]
+
+
+def _index(trial: Trial) -> int:
+    return trial.index

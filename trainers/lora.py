@@ -9,7 +9,8 @@ in a module that a slot does not target.
 
 import json
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -367,7 +368,10 @@ class Slots:
             self._drawing[len(slots)] = self._copy(len(slots))
         copy = self._drawing[len(slots)]
         scales = _column([self.configs[slot].scale for slot in slots])
-        self._fill(copy, self.weights[list(slots)], scales.to(self.device))
+        if self.device.type == "cuda":  # so that the host does not wait for all that is queued
+            scales = scales.pin_memory()
+        weights = torch.stack([self.weights[slot] for slot in slots])
+        self._fill(copy, weights, scales.to(self.device, non_blocking=True))
         self._show(copy, slots, training=False)
         if self.device.type == "cpu" and self.dtype == torch.float32:
             for group in self.groups:
@@ -467,6 +471,13 @@ class Attached:
 
     def focus(self, numbers: Sequence[int]) -> None:
         self.slots.focus([self.places[number] for number in numbers])
+
+    @contextmanager
+    def lend(self, unet: nn.Module) -> Iterator["Attached"]:
+        with Slots(unet, [self.slots.configs[place] for place in self.places]) as slots:
+            for slot, place in enumerate(self.places):
+                slots.load(slot, self.slots.adapter(place))
+            yield Attached(slots, list(range(len(slots))))
 
     @property
     def shape(self) -> Hashable:

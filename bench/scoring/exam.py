@@ -31,7 +31,7 @@ from bench.run import (
     write_pictures,
 )
 from bench.scoring.embed import FeatureNetwork, Scorer
-from bench.scoring.generate import generate
+from bench.scoring.generate import drawings
 from bench.scoring.kept import Kept, kept_inception, text_features
 from bench.scoring.losses import Denoising
 from bench.scoring.measure import Embedder, Reference, View, check_images, evaluate, evaluate_probes
@@ -72,9 +72,9 @@ class Exam:
 
     def draw(
         self, num_slots: int, on_progress: Callable[[float], None] = lambda fraction: None
-    ) -> NDArray[np.uint8]:
-        """Images (num_slots, prompts × seeds, height, width, 3) through the attached adapters."""
-        return generate(self.base, self.text, self.empty, self.seeds, self.sampler, num_slots, on_progress)
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Images (prompts × seeds, height, width, 3) through each of the attached adapters, as they come."""
+        return drawings(self.base, self.text, self.empty, self.seeds, self.sampler, num_slots, on_progress)
 
     def denoise(self, num_slots: int) -> NDArray[np.float64]:
         """Losses (num_slots, pictures) through the attached adapters; of no pictures if none are measured."""
@@ -86,8 +86,8 @@ class Exam:
         Raises TrialError for images that must not be scored.
         """
         check_images(images, self.base_images, self.reference.num_seeds)
-        with _one_thread().limit(limits=1, user_api="blas"):
-            evaluation = self._evaluate(images)
+        _one_thread()
+        evaluation = self._evaluate(images)
         if self.denoising and losses is not None:
             evaluation.scores[self.denoising.name] = self.denoising.score(losses)
         if any(not np.isfinite(score.value) for score in evaluation.scores.values()):
@@ -101,12 +101,12 @@ class Exam:
 
 
 @lru_cache(maxsize=1)
-def _one_thread() -> ThreadpoolController:
+def _one_thread() -> None:
     """Statistics are of matrices of some hundred rows: many threads lose more in waiting than they gain.
 
-    Measured on 16 cores: 2 s an evaluation with all of them.
+    Measured on 16 cores: 2 s an evaluation with all of them. For good, as evaluations go on side by side.
     """
-    return ThreadpoolController()
+    ThreadpoolController().limit(limits=1, user_api="blas")
 
 
 def prepare(
@@ -236,7 +236,7 @@ def base_images(exam: Exam, prompts: Sequence[Prompt]) -> NDArray[np.uint8]:
         [sampler.steps, sampler.guidance],
         [[prompt.text, prompt.seeds] for prompt in prompts],
     ]
-    return cached_array(inputs, lambda: exam.draw(1)[0], base.device)
+    return cached_array(inputs, lambda: list(exam.draw(1))[0], base.device)
 
 
 def _drawn(folder: Path) -> Iterator[NDArray[np.uint8]]:

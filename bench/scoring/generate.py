@@ -1,16 +1,21 @@
 """Images for scoring: the same prompts, seeds and sampler for the base and for every adapter."""
 
+import copy
 import gc
-from collections.abc import Callable, Hashable, Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from numpy.typing import NDArray
 
-from bench.base import BaseModel, TextEmbedding, concatenate
+from bench.base import BaseModel, Leaving, TextEmbedding, concatenate
 from bench.blocks import TextProjections, keep_text, project_text
 from bench.graphs import Compute, captured
+from bench.lanes import each, lanes_of
 from bench.space import Sampler
 
 MAX_BATCH = {"cpu": 96, "mps": 128, "cuda": 512}
@@ -19,7 +24,26 @@ MAX_PIXELS = 16 * 1024**2
 """Pixels of the images in one forward: larger images go in smaller batches."""
 
 
-@torch.no_grad()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """What each adapter draws: n prompts, what stands for none, n initial noises on the device."""
+
+    text: TextEmbedding
+    empty: TextEmbedding
+    noise: torch.Tensor
+    scheduler: DPMSolverMultistepScheduler
+    """With its timesteps on the device; a copy of it for every drawing."""
+    guidance: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What is drawn in one forward."""
+
+    slots: range
+    rows: range
+
+
 def generate(
     base: BaseModel,
     text: TextEmbedding,
@@ -29,61 +53,119 @@ def generate(
     num_slots: int = 1,
     on_progress: Callable[[float], None] = lambda fraction: None,
 ) -> NDArray[np.uint8]:
+    """`drawings` of all slots, (num_slots, n, height, width, 3)."""
+    return np.stack(list(drawings(base, text, empty, seeds, sampler, num_slots, on_progress)))
+
+
+def drawings(
+    base: BaseModel,
+    text: TextEmbedding,
+    empty: TextEmbedding,
+    seeds: Sequence[int],
+    sampler: Sampler,
+    num_slots: int = 1,
+    on_progress: Callable[[float], None] = lambda fraction: None,
+) -> Iterator[NDArray[np.uint8]]:
     """Draw n images through each of the `num_slots` adapters attached to the base (or the bare base: 1).
 
     `text` holds n prompts and `seeds` their n seeds. Initial noise is drawn on the CPU, so that a seed
     means the same noise on every machine. Sampler: DPM-Solver++ (2M), Lu et al. 2022 (arXiv 2211.01095),
-    classifier-free guidance in the same forward. Returns (num_slots, n, height, width, 3).
+    classifier-free guidance in the same forward. Gives each slot's (n, height, width, 3), in order, as soon
+    as they are there: while the caller looks at them, a GPU and the lanes of a processor draw on.
     """
-    noise = torch.stack([_noise(base, seed) for seed in seeds])
-    most = images_at_once(base)
-    size = min(len(seeds), most)
-    together = min(num_slots, most // size)
-    artists: dict[Hashable, _Artist] = base.attached.graphs if base.attached else {}
-    images: list[list[NDArray[np.uint8]]] = [[] for _ in range(num_slots)]
-    parts = [(slots, rows) for slots in _parts(num_slots, together) for rows in _parts(len(seeds), size)]
-    for number, (slots, part) in enumerate(parts):
-        rows = slice(part.start, part.stop)
-        if base.attached and part.start == 0:
-            base.attached.focus(slots)
-        key = (len(slots), len(noise[rows]), base.attached.shape if base.attached else None)
-        if key not in artists:
-            artists[key] = _Artist(base, text[rows], len(slots))
-        latents = _drawn(base, artists[key], (text[rows], empty, noise[rows], sampler))
-        for slot, drawn in zip(slots, np.split(base.decode(latents), len(slots)), strict=True):
-            images[slot].append(drawn)
+    scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler_config)
+    scheduler.set_timesteps(sampler.steps, device=base.device)
+    scheduler.set_begin_index(0)  # else it searches, and waits for the device
+    noise = torch.stack([_noise(base, seed) for seed in seeds]).to(base.device)
+    asked = _Asked(text=text, empty=empty, noise=noise, scheduler=scheduler, guidance=sampler.guidance)
+    parts = _planned(base, num_slots, len(seeds))
+    chunks: list[list[NDArray[np.uint8]]] = [[] for _ in range(num_slots)]
+    drawn = _in_lanes(base, asked, parts) if base.twins else _in_turn(base, asked, parts)
+    for number, (part, images) in enumerate(zip(parts, drawn, strict=True)):
         on_progress((number + 1) / len(parts))
-    return np.stack([np.concatenate(chunks) for chunks in images])
+        for slot, of_slot in zip(part.slots, np.split(images, len(part.slots)), strict=True):
+            chunks[slot].append(of_slot)
+            if part.rows.stop == len(seeds):
+                yield np.concatenate(chunks[slot])
+                chunks[slot].clear()
 
 
-def _drawn(
-    base: BaseModel,
-    artist: "_Artist",
-    asked: tuple[TextEmbedding, TextEmbedding, torch.Tensor, Sampler],
-) -> torch.Tensor:
-    """Latents; once again with what others can spare where memory runs out."""
-    try:
-        return artist.draw(*asked)
-    except torch.OutOfMemoryError:
-        if not base.attached:
-            raise
-    base.attached.spare()  # out of the handler, whose traceback holds tensors
-    gc.collect()
-    torch.cuda.empty_cache()
-    return artist.draw(*asked)
+def _in_turn(base: BaseModel, asked: _Asked, parts: Sequence[_Part]) -> Iterator[NDArray[np.uint8]]:
+    """Images of each part. A GPU has the next part to do before the host waits for one."""
+    studio, leaving = _Studio(base, asked), deque[Leaving]()
+    for part in parts:
+        leaving.append(studio.draw(part))
+        if len(leaving) > (base.device.type == "cuda"):
+            yield leaving.popleft().arrived()
+    yield from (images.arrived() for images in leaving)
+
+
+def _in_lanes(base: BaseModel, asked: _Asked, parts: Sequence[_Part]) -> Iterator[NDArray[np.uint8]]:
+    """The same, several parts at a time."""
+    with lanes_of(base) as lanes:
+        studios = [_Studio(lane, asked) for lane in lanes]
+        yield from each(studios, lambda studio, part: studio.draw(part).arrived(), parts)
+
+
+def _planned(base: BaseModel, num_slots: int, number: int) -> list[_Part]:
+    """In the order of slots: as many images at once as may be, or something to do for every lane."""
+    most, lanes = images_at_once(base), len(base.twins)
+    if lanes:
+        size = max(1, min(most // lanes, math.ceil(num_slots * number / lanes)))
+        slots = _parts(num_slots, 1)
+    else:
+        size = min(number, most)
+        slots = _parts(num_slots, most // size)
+    return [_Part(some, rows) for some in slots for rows in _parts(number, size)]
 
 
 def images_at_once(base: BaseModel) -> int:
-    """Of all adapters together, in one forward with guidance."""
+    """Of all adapters together, in one forward with guidance, or in those of all lanes."""
     return max(1, min(MAX_BATCH[base.device.type], MAX_PIXELS // base.resolution**2) // 2)
 
 
 def _parts(number: int, size: int) -> list[range]:
+    """As few as there can be, as equal as they can be."""
+    size = math.ceil(number / math.ceil(number / size))
     return [range(start, min(start + size, number)) for start in range(0, number, size)]
 
 
 def _noise(base: BaseModel, seed: int) -> torch.Tensor:
     return torch.randn(base.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+class _Studio:
+    """Draws parts of what is asked through one base and its adapters."""
+
+    def __init__(self, base: BaseModel, asked: _Asked) -> None:
+        self._base, self._asked = base, asked
+        self._artists: dict[Hashable, _Artist] = base.attached.graphs if base.attached else {}
+        self._slots: range | None = None
+        """In focus."""
+
+    @torch.no_grad()
+    def draw(self, part: _Part) -> Leaving:
+        """Ordered by slot, (slots · rows, …)."""
+        attached, rows = self._base.attached, slice(part.rows.start, part.rows.stop)
+        if attached and part.slots != self._slots:
+            attached.focus(part.slots)
+        self._slots = part.slots
+        key = (len(part.slots), len(part.rows), attached.shape if attached else None)
+        if key not in self._artists:
+            self._artists[key] = _Artist(self._base, self._asked.text[rows], len(part.slots))
+        return self._base.send(self._latents(self._artists[key], rows))
+
+    def _latents(self, artist: "_Artist", rows: slice) -> torch.Tensor:
+        """Once again with what others can spare where memory runs out."""
+        try:
+            return artist.draw(self._asked, rows)
+        except torch.OutOfMemoryError:
+            if not self._base.attached:
+                raise
+        self._base.attached.spare()  # out of the handler, whose traceback holds tensors
+        gc.collect()
+        torch.cuda.empty_cache()
+        return artist.draw(self._asked, rows)
 
 
 class _Artist:
@@ -98,19 +180,15 @@ class _Artist:
         self._projections: TextProjections = {}
         self._predict: Compute | None = None
 
-    def draw(
-        self, text: TextEmbedding, empty: TextEmbedding, noise: torch.Tensor, sampler: Sampler
-    ) -> torch.Tensor:
-        """Latents (K · n, …), ordered by slot, from noise (n, …)."""
-        self._read(text, empty)
-        scheduler = DPMSolverMultistepScheduler.from_config(self._base.scheduler_config)
-        scheduler.set_timesteps(sampler.steps, device=self._base.device)
-        scheduler.set_begin_index(0)  # else it searches, and waits for the device
-        start = noise.to(self._base.device) * scheduler.init_noise_sigma
+    def draw(self, asked: _Asked, rows: slice) -> torch.Tensor:
+        """Latents (K · n, …), ordered by slot, of some rows."""
+        self._read(asked.text[rows], asked.empty)
+        scheduler = copy.deepcopy(asked.scheduler)
+        start = asked.noise[rows] * scheduler.init_noise_sigma
         latents: torch.Tensor = start.repeat(self._num_slots, 1, 1, 1)
         for timestep in scheduler.timesteps:
             scaled = scheduler.scale_model_input(latents, timestep)
-            prediction = self._guided(scaled, timestep, sampler.guidance)
+            prediction = self._guided(scaled, timestep, asked.guidance)
             latents = scheduler.step(prediction, timestep, latents).prev_sample
         return latents
 

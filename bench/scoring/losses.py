@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from bench.base import BaseModel, Bucket, TextEmbedding, concatenate
 from bench.denoising import Batch, DenoisingLoss
+from bench.lanes import each, lanes_of
 from bench.scoring import memorization
 from bench.scoring.metrics import Score
 from bench.scoring.statistics import mean_stderr
@@ -40,22 +41,29 @@ class FixedLosses:
     def __init__(self, base: BaseModel, latents: torch.Tensor, text: TextEmbedding) -> None:
         """`latents` (n, …) and the conditioning of their n captions."""
         self._base, self._latents, self._text = base, latents, text
-        self._objective = DenoisingLoss(base)
         generator = torch.Generator().manual_seed(NOISE_SEED)
         shape = (len(TIMESTEPS), *latents.shape)
         self._noise = torch.randn(shape, generator=generator).to(base.device)
 
-    @torch.no_grad()
     def losses(self, num_slots: int) -> NDArray[np.float64]:
         """Loss of each picture, the mean over timesteps, through the attached adapters (num_slots, n)."""
-        if self._base.attached:
-            self._base.attached.focus(range(num_slots))
-        samples = min(MAX_BATCH[self._base.device.type], MAX_PIXELS // self._base.resolution**2)
+        if not self._base.twins:
+            return self._losses(self._base, range(num_slots))
+        slots = [range(slot, slot + 1) for slot in range(num_slots)]
+        with lanes_of(self._base) as lanes:
+            return np.concatenate(list(each(lanes, self._losses, slots)))
+
+    @torch.no_grad()
+    def _losses(self, base: BaseModel, slots: range) -> NDArray[np.float64]:
+        if base.attached:
+            base.attached.focus(slots)
+        objective, num_slots = DenoisingLoss(base), len(slots)
+        samples = min(MAX_BATCH[base.device.type], MAX_PIXELS // base.resolution**2)
         size = max(1, samples // num_slots)
         of_timestep = []
         for timestep, noise in zip(TIMESTEPS, self._noise, strict=True):
             parts = [
-                self._objective(self._batch(slice(start, start + size), timestep, noise, num_slots))
+                objective(self._batch(slice(start, start + size), timestep, noise, num_slots))
                 for start in range(0, len(self._latents), size)
             ]
             of_timestep.append(torch.cat([part.view(num_slots, -1) for part in parts], dim=1))

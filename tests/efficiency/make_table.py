@@ -125,7 +125,7 @@ class Maker:
     def _drawn(self, exam: Exam, rows: Sequence[Row]) -> list[dict[str, float]]:
         """Scores of each slot's images; none where they must not be scored."""
         began = time.monotonic()
-        images = exam.draw(len(rows))
+        images = np.stack(list(exam.draw(len(rows))))
         kind = f"image of {exam.sampler.steps} steps"
         self._did(kind, rows[0].modules, began, len(rows) * exam.num_images)
         began = time.monotonic()

@@ -141,9 +141,28 @@ def _tokenizer(folder: Path) -> object:
 
 @pytest.fixture(scope="session")
 def base(tiny_sdxl: Path) -> BaseModel:
-    """On the GPU where there is one: packs, graphs and kernels are held to plain PEFT there too."""
+    """On the GPU where there is one: packs, graphs and kernels are held to plain PEFT there too.
+
+    Else without lanes, however many cores there are.
+    """
     torch.backends.cudnn.allow_tf32 = False
-    return load_base(str(tiny_sdxl), find_device())
+    return _loaded(tiny_sdxl, find_device(), num_threads=1)
+
+
+@pytest.fixture(scope="session")
+def wide(tiny_sdxl: Path) -> BaseModel:
+    """With two lanes, however many cores there are."""
+    if find_device().type == "cuda":
+        pytest.skip("a GPU has no lanes")
+    return _loaded(tiny_sdxl, torch.device("cpu"), num_threads=2)
+
+
+def _loaded(folder: Path, device: torch.device, num_threads: int) -> BaseModel:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    base = load_base(str(folder), device)
+    torch.set_num_threads(before)
+    return base
 
 
 @pytest.fixture(scope="session")

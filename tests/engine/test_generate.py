@@ -1,5 +1,6 @@
 """Images: ours must be the pipeline's, and an adapter's images the same in plain diffusers."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 
 from bench.base import BaseModel, TrainingData
 from bench.config import TrialConfig
-from bench.scoring.generate import MAX_BATCH, generate
+from bench.scoring.generate import MAX_BATCH, drawings, generate
+from bench.scoring.losses import LossGap
 from bench.space import Sampler
+from trainers.adapters import attach
 from trainers.loop import train
 from trainers.lora import save_adapter
 
@@ -95,3 +98,48 @@ def test_an_image_does_not_depend_on_the_others(base: BaseModel, monkeypatch: py
     together = drawn(base)[0]
     monkeypatch.setitem(MAX_BATCH, "cpu", 2)
     assert_same(drawn(base)[0], together)
+
+
+def test_lanes_give_what_one_thread_gives(
+    tmp_path: Path, base: BaseModel, wide: BaseModel, data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not base.twins and len(wide.twins) == 2
+    configs = [
+        TrialConfig(rank=4, alpha=16, learning_rate=2e-2, epochs=2, target_modules="all"),
+        TrialConfig(rank=2, alpha=1, learning_rate=2e-2, epochs=2, target_modules="attention"),
+    ]
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for rung in train(base, data, iter(configs), [2], len(configs)):
+        for index, file in enumerate(files):
+            rung.save_adapter(index, file)
+    for given in ([], files):
+        found = []
+        for one, batch in ((base, 2), (wide, 4)):  # in either, one image goes through one forward
+            monkeypatch.setitem(MAX_BATCH, "cpu", batch)
+            with attach(one, given) if given else nullcontext():
+                gap = LossGap(one, data.buckets[0][:4], data.buckets[0][4:])
+                found.append((drawn(one, max(1, len(given))), gap.losses(max(1, len(given)))))
+        np.testing.assert_array_equal(found[0][0], found[1][0])
+        np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-6)
+    assert all(twin.attached is None for twin in wide.twins)
+
+
+def test_an_error_in_a_lane_is_the_callers(wide: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def small_memory(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(wide.twins[1], "predict", small_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        drawn(wide)
+
+
+def test_slots_come_one_by_one(base: BaseModel, data: TrainingData) -> None:
+    config = TrialConfig(rank=2, alpha=2, learning_rate=1e-3, epochs=2)
+    for _ in train(base, data, iter([config] * 2), [2], 2):
+        together, fractions = drawn(base, num_slots=2), list[float]()
+        text = base.encode_prompts(PROMPTS)
+        slots = drawings(base, text, base.encode_empty(), SEEDS, SAMPLER, 2, fractions.append)
+        for number, images in enumerate(slots):
+            np.testing.assert_array_equal(images, together[number])
+        assert fractions[-1] == 1 and fractions == sorted(fractions)

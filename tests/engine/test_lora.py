@@ -87,6 +87,22 @@ def test_a_module_that_is_called_alone_gives_its_part(base: BaseModel) -> None:
     assert results[0][1].any()
 
 
+def test_trials_spread_over_cores_give_what_they_give_alone(
+    base: BaseModel, wide: BaseModel, data: TrainingData
+) -> None:
+    configs = [*CONFIGS, CONFIGS[0].model_copy(update={"seed": 9, "epochs": 2, "dropout": 0.3})]
+    standing, adapters, losses = [], {}, {}
+    for rung in train(wide, data, iter(configs), [2, 4], 3):  # 0 and 1 go on beside 3, on other cores
+        standing.append([(index, rung.epoch(index)) for index in rung.alive])
+        adapters |= {index: rung.adapter(index) for index in rung.alive}
+        losses |= {index: rung.losses[index] for index in rung.alive}
+    assert standing == [[(0, 2), (1, 2), (2, 2)], [(0, 4), (1, 4), (3, 2)], [(3, 4), (4, 2)]]
+    assert wide.attached is None
+    for index, config in enumerate(configs):
+        assert_close(adapters[index], trained(base, data, [config])[0])
+        assert len(losses[index]) == config.epochs * 10 / 4 // 1
+
+
 @pytest.mark.parametrize("config", CONFIGS[:2], ids=["attention", "all"])
 def test_training_equals_plain_peft_with_torch_adamw(
     base: BaseModel, data: TrainingData, config: TrialConfig
@@ -163,7 +179,7 @@ def test_a_free_slot_takes_the_next_trial(base: BaseModel, data: TrainingData) -
         [(0, 2), (1, 2)],
         [(0, 4), (1, 4)],
         [(2, 2), (3, 2)],
-        [(4, 2), (3, 4)],
+        [(3, 4), (4, 2)],
     ]
     for index, config in enumerate(configs):
         assert_close(adapters[index], trained(base, data, [config])[0])

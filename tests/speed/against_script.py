@@ -20,8 +20,8 @@ bench's in float32; bench computes all its metrics with two networks, the public
 What hurts it, as its README has it: no loading workers; pictures and captions are encoded again at every
 step; the script loads the pipeline again at its end. And by our choice: torch-fidelity looks through bench's
 scorer, which needs no download, and whose library takes longer to import than Inception (counted as scoring).
-The stage `training` of bench includes writing its run folder. Installed packages should be compiled
-(`python -m compileall`) before: a first import is slower.
+bench scores and writes while it draws: its stage `scoring` is what that adds, its `training` holds nothing
+else. Installed packages should be compiled (`python -m compileall`) before: a first import is slower.
 
 Results of several calls with the same settings and `--work` gather in FOLDER/against_script.json, and the
 table shows all of them: `--only` runs one side, on a machine that is lent by the minute for example.
