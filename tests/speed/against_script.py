@@ -173,6 +173,9 @@ def _said(name: str, side: Side, settings: Settings) -> str:
         text += f"; {side.measured} of {settings.configs} configurations measured and multiplied"
     if side.measured_steps < settings.steps:
         text += f"; {side.measured_steps} of {settings.steps} steps measured and extended at that pace"
+    if again := side.record.get("again"):
+        stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in again.items())
+        text += f"; all trials a second time in that process: {sum(again.values()):.1f} s ({stages})"
     return text
 
 
@@ -340,7 +343,7 @@ def _draw(drawing: Mapping[str, Any], into: Path, adapter: Path | None) -> tuple
 # bench
 
 
-def run_bench(settings: Settings, place: Place, slots: int) -> Side:
+def run_bench(settings: Settings, place: Place, slots: int, again: bool) -> Side:
     folder = place.fresh("bench")
     configs = [
         {"rank": rank, "learning_rate": rate, "seed": seed}
@@ -353,17 +356,19 @@ def run_bench(settings: Settings, place: Place, slots: int) -> Side:
         "seeds": SEEDS,
         "guidance": GUIDANCE,
         "slots": slots,
+        "again": again,
         "runs": str(folder / "runs"),
     }
     wall, answer = run_task("bench_study", task, folder, BENCH_CACHE=str(folder / "cache"))
-    seconds = answer["seconds"] | {"start-up": wall - sum(answer["seconds"].values())}
+    timed = sum(answer["seconds"].values()) + sum((answer["again"] or {}).values())
+    seconds = answer["seconds"] | {"start-up": wall - timed}
     return Side(
         seconds={stage: seconds[stage] for stage in STAGES},
         pace=settings.configs * settings.steps / seconds["training"],
         images=settings.configs * settings.images / seconds["drawing"],
         measured=settings.configs,
         measured_steps=settings.steps,
-        record=record() | {"slots": slots, "drift": answer["drift"]},
+        record=record() | {"slots": slots, "drift": answer["drift"], "again": answer["again"]},
     )
 
 
@@ -482,6 +487,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--measure", type=int, metavar="M", help="run only M configurations the public way")
     parser.add_argument("--measure-steps", type=int, metavar="S", help="and only S steps of each")
     parser.add_argument("--slots", type=int, help="bench: trained side by side; all if left out")
+    parser.add_argument("--again", action="store_true", help="bench: all trials a second time, warm")
     given = parser.parse_args()
     if given.images < MIN_IMAGES:
         parser.error(f"--images {given.images}: {MIN_IMAGES} at least, for a drift from the base's")
@@ -510,7 +516,7 @@ def main() -> None:
         sides[name] = run_public(settings, place, given.script.absolute(), call, measure, measured_steps)
         write_sides(place.results, settings, sides)
     if given.only != "public":
-        sides["bench"] = run_bench(settings, place, given.slots or settings.configs)
+        sides["bench"] = run_bench(settings, place, given.slots or settings.configs, given.again)
         write_sides(place.results, settings, sides)
     print(table(settings, dict(sorted(sides.items(), reverse=True))))
 
