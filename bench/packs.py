@@ -255,7 +255,7 @@ class Packs:
         job: Job,
         exam: Exam,
         images: NDArray[np.uint8],
-        losses: NDArray[np.float64],
+        losses: NDArray[np.float64] | None,
     ) -> None:
         epoch = rung.epoch(index)
         try:
@@ -323,7 +323,7 @@ class Packs:
 
     def _drawn(
         self, adapters: Sequence[tuple[Path, Path]], exam: Exam
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    ) -> tuple[NDArray[np.uint8], list[NDArray[np.float64] | None]]:
         """Images and denoising losses of each adapter."""
         with self.attach(self.base, [file for file, _ in adapters]):
             return self._draw(exam, len(adapters))
@@ -337,7 +337,7 @@ class Packs:
         """Of one training that is not known yet, scored on `exam` at each rung that it passes."""
         return sum(rungs) / len(rungs) * len(self.data) + self.drawing(exam) * (len(rungs) + 1) / 2
 
-    def _draw(self, exam: Exam, num_slots: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    def _draw(self, exam: Exam, num_slots: int) -> tuple[NDArray[np.uint8], list[NDArray[np.float64] | None]]:
         """Images and denoising losses through each attached adapter."""
         units, drawn = self.drawing(exam) * num_slots, 0.0
 

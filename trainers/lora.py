@@ -10,7 +10,7 @@ in a module that a slot does not target.
 import json
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.base import adaptable_names, target_names
+from bench.base import Reader, adaptable_names, target_names
 from bench.config import TrialConfig
 from bench.errors import UsageError
 from trainers.dropout import Mask, Masked, Masks
@@ -418,6 +418,7 @@ class Attached:
     slots: Slots
     places: list[int]
     spare: Callable[[], None] = lambda: None
+    readers: Mapping[int, Reader] = field(default_factory=dict)
 
     def focus(self, numbers: Sequence[int]) -> None:
         self.slots.focus([self.places[number] for number in numbers])

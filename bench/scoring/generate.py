@@ -1,7 +1,7 @@
 """Images for scoring: the same prompts, seeds and sampler for the base and for every adapter."""
 
 import gc
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ MAX_BATCH = {"cpu": 96, "mps": 128, "cuda": 512}
 """Samples in one forward of the UNet, guidance included, by kind of device."""
 MAX_PIXELS = 16 * 1024**2
 """Pixels of the images in one forward: larger images go in smaller batches."""
+Reading = tuple[TextEmbedding, TextEmbedding]
+"""Conditioning of n prompts, and of the empty prompt (1)."""
 
 
 @torch.no_grad()
@@ -28,10 +30,12 @@ def generate(
     sampler: Sampler,
     num_slots: int = 1,
     on_progress: Callable[[float], None] = lambda fraction: None,
+    own: Mapping[int, Reading] | None = None,
 ) -> NDArray[np.uint8]:
     """Draw n images through each of the `num_slots` adapters attached to the base (or the bare base: 1).
 
-    `text` holds n prompts and `seeds` their n seeds. Initial noise is drawn on the CPU, so that a seed
+    `text` holds n prompts and `seeds` their n seeds; `own` holds, by number, what adapters draw instead of
+    `text` and `empty` that read prompts otherwise. Initial noise is drawn on the CPU, so that a seed
     means the same noise on every machine. Sampler: DPM-Solver++ (2M), Lu et al. 2022 (arXiv 2211.01095),
     classifier-free guidance in the same forward. Returns (num_slots, n, height, width, 3).
     """
@@ -49,7 +53,8 @@ def generate(
         key = (len(slots), len(noise[rows]), base.attached.shape if base.attached else None)
         if key not in artists:
             artists[key] = _Artist(base, text[rows], len(slots))
-        latents = _drawn(base, artists[key], (text[rows], empty, noise[rows], sampler))
+        readings = [(own or {}).get(slot, (text, empty)) for slot in slots]
+        latents = _drawn(base, artists[key], (_rows(readings, rows), noise[rows], sampler))
         for slot, drawn in zip(slots, np.split(base.decode(latents), len(slots)), strict=True):
             images[slot].append(drawn)
         on_progress((number + 1) / len(parts))
@@ -59,7 +64,7 @@ def generate(
 def _drawn(
     base: BaseModel,
     artist: "_Artist",
-    asked: tuple[TextEmbedding, TextEmbedding, torch.Tensor, Sampler],
+    asked: tuple[list[Reading], torch.Tensor, Sampler],
 ) -> torch.Tensor:
     """Latents; once again with what others can spare where memory runs out."""
     try:
@@ -82,6 +87,10 @@ def _parts(number: int, size: int) -> list[range]:
     return [range(start, min(start + size, number)) for start in range(0, number, size)]
 
 
+def _rows(readings: Sequence[Reading], rows: slice) -> list[Reading]:
+    return [(text[rows], empty) for text, empty in readings]
+
+
 def _noise(base: BaseModel, seed: int) -> torch.Tensor:
     return torch.randn(base.latent_shape, generator=torch.Generator().manual_seed(seed))
 
@@ -98,11 +107,9 @@ class _Artist:
         self._projections: TextProjections = {}
         self._predict: Compute | None = None
 
-    def draw(
-        self, text: TextEmbedding, empty: TextEmbedding, noise: torch.Tensor, sampler: Sampler
-    ) -> torch.Tensor:
-        """Latents (K · n, …), ordered by slot, from noise (n, …)."""
-        self._read(text, empty)
+    def draw(self, readings: Sequence[Reading], noise: torch.Tensor, sampler: Sampler) -> torch.Tensor:
+        """Latents (K · n, …), ordered by slot, from K readings of n prompts and noise (n, …)."""
+        self._read(readings)
         scheduler = DPMSolverMultistepScheduler.from_config(self._base.scheduler_config)
         scheduler.set_timesteps(sampler.steps, device=self._base.device)
         scheduler.set_begin_index(0)  # else it searches, and waits for the device
@@ -114,10 +121,13 @@ class _Artist:
             latents = scheduler.step(prediction, timestep, latents).prev_sample
         return latents
 
-    def _read(self, text: TextEmbedding, empty: TextEmbedding) -> None:
+    def _read(self, readings: Sequence[Reading]) -> None:
         """In each slot first the n empty prompts, then the n prompts."""
-        unguided = TextEmbedding(empty.hidden.expand_as(text.hidden), empty.pooled.expand_as(text.pooled))
-        both = concatenate([unguided, text] * self._num_slots)
+        parts = []
+        for text, empty in readings:
+            unguided = TextEmbedding(empty.hidden.expand_as(text.hidden), empty.pooled.expand_as(text.pooled))
+            parts += [unguided, text]
+        both = concatenate(parts)
         self._text.hidden.copy_(both.hidden)
         self._text.pooled.copy_(both.pooled)
         found = project_text(self._base.unet, self._text.hidden)
