@@ -468,7 +468,7 @@ def _family(unet: nn.Module, name: str) -> list[str]:
     parent, _, last = name.rpartition(".")
     across = getattr(unet.get_submodule(parent), "is_cross_attention", None)
     family = {None: (last,), False: ("to_q", "to_k", "to_v"), True: ("to_k", "to_v")}[across]
-    return [f"{parent}.{member}" for member in family] if last in family else [name]
+    return [f"{parent}.{member}" for member in family] if len(family) > 1 and last in family else [name]
 
 
 def _padded_rank(rank: int, device: torch.device) -> int:
