@@ -74,7 +74,9 @@ class Trainer(Protocol):
 class Attach(Protocol):
     """Attaches adapter files to a base, one a slot; see `trainers.adapters.attach`."""
 
-    def __call__(self, base: BaseModel, paths: Sequence[Path]) -> AbstractContextManager[None]: ...
+    def __call__(
+        self, base: BaseModel, paths: Sequence[Path], weight: float = 1.0
+    ) -> AbstractContextManager[None]: ...
 
 
 class Progress(Protocol):

@@ -47,6 +47,7 @@ def test_flags_are_frozen() -> None:
         "floor": ["space", "base", "data", "name", "seeds", "seed"],
         "report": ["run"],
         "compare": ["sides", "fail_on", "as_json", "space", "base", "data", "name"],
+        "score": ["adapters", "weights", "as_json", "space", "base", "data", "name"],
         "speed": ["space", "base", "as_json"],
     }
 
@@ -64,6 +65,8 @@ def test_flags_are_frozen() -> None:
         (("search", "--base", "./none"), "bench: base ./none: no such folder"),
         (("search", "--base", "someone/something"), "get it with: hf download someone/something"),
         (("search", "--space", "sdxl"), "bench: --data: the space 'sdxl' names none"),
+        (("score", "none"), "bench: none: no such file or folder"),
+        (("score", "."), "bench: .: holds no adapters (.safetensors files, or folders checkpoint-N"),
         (("speed", "--space", "nope"), "bench: --space nope: no such space"),
         (("speed", "--base", "./none"), "bench: base ./none: no such folder"),
         (("report", "none"), "bench: none: no such run; in runs/ are: none"),
