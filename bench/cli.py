@@ -173,6 +173,58 @@ def score(
         _console().print(f"Report: {path}", markup=False, soft_wrap=True)
 
 
+@app.command("export")
+def export_run(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    layout: Annotated[
+        Literal["both", "diffusers", "kohya"], typer.Option("--as", help="The layout of the file.")
+    ] = "both",
+    trial: Annotated[int | None, typer.Option(min=0, help="A trial instead of the winner.")] = None,
+    epoch: Annotated[int | None, typer.Option(min=1, help="Of that trial; its last if left out.")] = None,
+) -> None:
+    """Write the winner into runs/NAME/export/: adapter files, training_config.yaml, a model card with images.
+
+    Scores with their errors, and the config that trains it again, are in the metadata of the files.
+    """
+    from bench.export import export
+    from bench.exported import trial_of, winner_of
+
+    if epoch is not None and trial is None:
+        raise UsageError("--epoch: only with --trial; the winner's is chosen")
+    found = _open(run)
+    chosen = winner_of(found) if trial is None else trial_of(found, trial, epoch)
+    folder = export(chosen, {"diffusers", "kohya"} if layout == "both" else {layout})
+    console = _console()
+    console.print(f"Exported {chosen.name}: {folder}", markup=False, highlight=False, soft_wrap=True)
+    for file in sorted(folder.glob("*")):
+        console.print(f"  {file.name}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def push(
+    run: Annotated[str, typer.Argument(help="A run's name or folder, exported before.")],
+    target: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The model on the Hub.")],
+    public: Annotated[bool, typer.Option("--public", help="Let everyone see it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask first.")] = False,
+) -> None:
+    """Upload runs/NAME/export/ to the Hub as a model, private unless --public is given.
+
+    The token is the one of `hf auth login`, or HF_TOKEN.
+    """
+    from bench.publish import prepared
+
+    console = _console()
+    upload = prepared(_open(run), target, private=not public)
+    console.print(f"{upload}:", markup=False, highlight=False, soft_wrap=True)
+    for file in upload.files:
+        console.print(f"  {file.relative_to(upload.folder)}", markup=False, highlight=False, soft_wrap=True)
+    if not yes:
+        typer.confirm("Upload?", abort=True)
+    with console.status("Uploading"):
+        address = upload.send()
+    console.print(f"Uploaded: {address}", markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command()
 def speed(
     space: Annotated[str, typer.Option(help="A shipped space, or a .yaml file.")] = "default",

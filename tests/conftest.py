@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,10 @@ from bench.run import (
 )
 from bench.scoring.metrics import METRICS, PREFIX, Score
 from bench.space import SearchSpace
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from hub import Hub, serving  # noqa: E402
 
 Ending = Literal["finished", "interrupted", "failed", "empty"]
 BASE_VALUES = {
@@ -87,6 +92,13 @@ MakeRun = Callable[..., Run]
 def make_run(tmp_path: Path) -> MakeRun:
     """`make_run("name", gain=0.2, ...)`: a run folder of that name, fields of Sketch as keywords."""
     return lambda name="run-a", **fields: build_run(tmp_path / name, Sketch(**fields))
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A stand-in of the Hub on this machine; see `hub.py`."""
+    with serving() as hub:
+        yield hub
 
 
 def build_run(path: Path, sketch: Sketch) -> Run:

@@ -48,6 +48,8 @@ def test_flags_are_frozen() -> None:
         "report": ["run"],
         "compare": ["sides", "fail_on", "as_json", "space", "base", "data", "name"],
         "score": ["adapters", "weights", "as_json", "space", "base", "data", "name"],
+        "export": ["run", "layout", "trial", "epoch"],
+        "push": ["run", "target", "public", "yes"],
         "speed": ["space", "base", "as_json"],
     }
 

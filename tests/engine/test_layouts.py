@@ -11,13 +11,17 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from bench.base import BaseModel, adaptable_names, load_base
+from bench.base import BaseModel, adaptable_names, load_base, target_names
 from bench.errors import UsageError
+from bench.export import export
+from bench.exported import DIFFUSERS_FILE, winner_of
 from bench.naming import kohya_names, sgm_names
 from bench.pipeline import find_pipeline
+from bench.run import Run
 from bench.scoring.generate import generate
 from bench.space import Sampler
 from trainers.adapters import attach, read_adapter
+from trainers.lora import save_adapter
 
 PROMPTS = ["a red apple", "a blue car, shiny"]
 SEEDS = [11, 12]
@@ -436,3 +440,34 @@ def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no tensors"):
         read_adapter(tmp_path / "a.safetensors")
     assert load_file(tmp_path / "a.safetensors") == {}
+
+
+# Ours, exported
+
+
+@pytest.fixture
+def searched(
+    emoji: BaseModel, tmp_path: Path, make_run: Callable[..., Run], request: pytest.FixtureRequest
+) -> Run:
+    """A search on the bundled base, with a real adapter as its winner's."""
+    run = make_run(metadata=(("base", "emoji-xl"),))
+    config = winner_of(run).config.model_copy(update={"target_modules": request.param})
+    names = target_names(adaptable_names(emoji.unet), config)
+    tensors = lora(dict(emoji.unet.named_modules()), names, config.rank)
+    save_adapter(winner_of(run).adapter, {key: 0.5 * tensor for key, tensor in tensors.items()}, config)
+    return run
+
+
+@pytest.mark.parametrize("searched", ["attention", "all"], indirect=True)
+def test_exports_draw_what_the_adapter_draws_here_and_in_diffusers(emoji: BaseModel, searched: Run) -> None:
+    winner = winner_of(searched)
+    assert winner.config.alpha != winner.config.rank
+    folder = export(winner, {"diffusers", "kohya"})
+    ours, plain, kohya = drawn(emoji, winner.adapter, folder / DIFFUSERS_FILE, folder / winner.kohya_file)
+    assert (ours != drawn(emoji)[0]).any()
+    np.testing.assert_array_equal(plain, ours)
+    assert_same(kohya, ours)
+    base = find_pipeline("emoji-xl", None, torch.float32).path
+    for name in (DIFFUSERS_FILE, winner.kohya_file):
+        assert_same(in_diffusers(base, emoji, folder / name), ours)
+    assert all(key.startswith("lora_unet_") for key in load_file(folder / winner.kohya_file))
