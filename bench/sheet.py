@@ -26,10 +26,6 @@ class Entry:
     def scores(self) -> dict[str, Score]:
         return self.evaluation.scores
 
-    @property
-    def title(self) -> str:
-        return f"{self.checkpoint.title} at {self.weight:g}"
-
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
 class Sheet:
@@ -56,8 +52,12 @@ class Sheet:
     @property
     def name(self) -> str:
         """Of what is recommended, weight included."""
+        return f"{self.series.name}, {self.title(self.best)}"
+
+    def title(self, entry: Entry) -> str:
+        """`epoch 4 at 0.7`, or `weight 0.7` where there is one checkpoint only."""
         alone = len(self.series.checkpoints) == 1
-        return f"{self.series.name} {f'at {self.best.weight:g}' if alone else self.best.title}"
+        return f"weight {entry.weight:g}" if alone else f"{entry.checkpoint.title} at {entry.weight:g}"
 
 
 def read_sheet(run: Run, series: Series, refused: Mapping[Path, str]) -> Sheet:

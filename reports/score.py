@@ -120,7 +120,7 @@ def lead(sheets: Sequence[Sheet], over_base: Sequence[Comparison]) -> Verdict:
     """The first block of the page."""
     if len(sheets) == 1:
         verdict, name = over_base[0].verdict, sheets[0].name
-        said = compare.verdict(over_base[0], (sheets[0].best.title, "the base"))
+        said = compare.verdict(over_base[0], (sheets[0].title(sheets[0].best), "the base"))
         detail = f"{choice(sheets[0])} {said.detail}"
         return Verdict(verdict.lower(), HEADLINES[verdict].format(name), detail, said.facts)
     wins = sum(comparison.verdict == "WIN" for comparison in over_base)
@@ -135,12 +135,12 @@ def lead(sheets: Sequence[Sheet], over_base: Sequence[Comparison]) -> Verdict:
 
 def choice(sheet: Sheet) -> str:
     """What is recommended, of how many, and what cannot be told apart from it."""
-    metric, best = METRICS[sheet.select_by], sheet.best
-    score = best.scores[metric.name]
+    metric, title_of_best = METRICS[sheet.select_by], sheet.title(sheet.best)
+    score = sheet.best.scores[metric.name]
     where = f"best on the {plural(score.num_prompts, 'dev prompt')}, by {title(metric, score)}"
     if len(sheet.entries) == 1:
-        return f"Drawn at one weight only: {best.title}."
-    return f"Of {len(sheet.entries)} settings, {best.title} is {where}. {_as_good(sheet)}{LUCK}"
+        return f"Drawn at {title_of_best} only."
+    return f"Of {len(sheet.entries)} settings, {title_of_best} is {where}. {_as_good(sheet)}{LUCK}"
 
 
 def _as_good(sheet: Sheet) -> str:
@@ -149,7 +149,7 @@ def _as_good(sheet: Sheet) -> str:
         return "No other is told apart from it there. "
     if number > MAX_AS_GOOD:
         return f"{number} others are not told apart from it there. "
-    titles = ", ".join(entry.title for entry in sheet.as_good)
+    titles = ", ".join(sheet.title(entry) for entry in sheet.as_good)
     return f"Not told apart from it there: {titles}. " if titles else "All others are worse there. "
 
 
@@ -197,10 +197,11 @@ def _part(run: Run, sheet: Sheet, number: int, comparison: Comparison, share: fl
 
 
 def _rows(sheet: Sheet, names: Sequence[str]) -> list[Row]:
+    several = len(sheet.series.checkpoints) > 1
     return [
         Row(
             kind=_kind(sheet, entry),
-            checkpoint=entry.checkpoint.title,
+            checkpoint=entry.checkpoint.title if several else entry.checkpoint.file.name,
             weight=f"{entry.weight:g}",
             note=_note(sheet, entry),
             cells=[_cell(entry.scores.get(name)) for name in names],
@@ -241,14 +242,18 @@ def _column(run: Run, sheet: Sheet, entry: Entry | None) -> Column:
     if entry is None:
         return Column("cannot be scored", "sampled", [], [])
     folder = run.adapter_folder(entry.label) / "dev"
-    return column(entry.title, _kind(sheet, entry), [folder], sheet.select_by)
+    return column(sheet.title(entry), _kind(sheet, entry), [folder], sheet.select_by)
 
 
 def _figures(run: Run, sheet: Sheet) -> dict[str, go.Figure | None]:
     """Each metric against the weight; that of choice against the checkpoint too."""
     checkpoints, weights = sheet.series.checkpoints, sheet.weights
     ticks = [f"{weight:g}" for weight in weights]
-    of_checkpoint = [(each.title, [sheet.entry(each, weight) for weight in weights]) for each in checkpoints]
+    names = [each.title for each in checkpoints] if len(checkpoints) > 1 else [sheet.series.name]
+    of_checkpoint = [
+        (name, [sheet.entry(each, weight) for weight in weights])
+        for name, each in zip(names, checkpoints, strict=True)
+    ]
     found: dict[str, go.Figure | None] = {
         f"weight-{name}": _sweep(run, sheet, name, ("weight", ticks), of_checkpoint)
         for name in _metrics(sheet)
@@ -257,8 +262,7 @@ def _figures(run: Run, sheet: Sheet) -> dict[str, go.Figure | None]:
         of_weight = [
             (f"weight {weight:g}", [sheet.entry(each, weight) for each in checkpoints]) for weight in weights
         ]
-        titles = [each.title for each in checkpoints]
-        found["checkpoint"] = _sweep(run, sheet, sheet.select_by, ("checkpoint", titles), of_weight)
+        found["checkpoint"] = _sweep(run, sheet, sheet.select_by, ("checkpoint", names), of_weight)
     return found
 
 

@@ -98,7 +98,10 @@ def test_checkpoints_are_scored_at_weights_and_the_best_is_compared(
     examined = [label for label in records if (run.adapter_folder(label) / "test").exists()]
     assert len(examined) == 1 and records[examined[0]].weight == best["weight"]
     pair = data["comparison"]["pairs"][0]
-    assert (pair["b"], pair["one_training"]) == ("base", [f"fox epoch {best['epoch']} at {best['weight']:g}"])
+    assert (pair["b"], pair["one_training"]) == (
+        "base",
+        [f"fox, epoch {best['epoch']} at {best['weight']:g}"],
+    )
     expected = read_evaluation(run.adapter_folder(examined[0]) / "test").scores["similarity"].value
     assert training["test"]["similarity"]["value"] == pytest.approx(expected)
     documented = str(score_json.__doc__)
