@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ FLOOR = (
     "The noise floor is the difference from the base that the luck of training alone exceeds in 5 % of "
     "cases, for the default configuration"
 )
+MARKUP = re.compile(r"[\\`*_\[\]|]")
 COMMENT = "# license: yours to choose; see what the base and your pictures allow\n"
 
 
@@ -151,7 +153,7 @@ def _scores(exported: Exported) -> str:
 def _row(name: str, score: Score, smallest: float | None) -> str:
     gain = "" if score.gain is None else f"{score.gain:+.4f} ± {score.gain_stderr:.4f}"
     caution = f" (caution: {score.caution})" if score.caution else ""
-    floor = "" if smallest is None else f"{smallest:.4f}"
+    floor = "" if smallest is None or score.gain is None else f"{smallest:.4f}"
     label = _text(title(METRICS[name], score) + caution)
     return f"| {label} | {score.value:.4f} ± {score.stderr:.4f} | {gain} | {floor} |"
 
@@ -193,5 +195,5 @@ the files):
 
 
 def _text(text: str) -> str:
-    """In a table's cell."""
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+    """In a table's cell, as it is: neither HTML nor Markdown."""
+    return MARKUP.sub(r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))

@@ -108,9 +108,9 @@ def parse_key(key: str) -> Key | None:
     return Key(PREFIXES[prefix], module, ENDINGS[ending]) if module else None
 
 
-def other_kind(keys: Iterable[str]) -> str | None:
-    """What a file with these keys is, if it is known and no plain LoRA."""
-    found = (kind for key in keys for pattern, kind in OTHER_KINDS.items() if re.search(pattern, key))
+def other_kind(keys: Iterable[str]) -> tuple[str, str] | None:
+    """What a file with these keys is, if it is known and no plain LoRA, and the key that says so."""
+    found = ((kind, key) for key in keys for pattern, kind in OTHER_KINDS.items() if re.search(pattern, key))
     return next(found, None)
 
 

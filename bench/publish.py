@@ -10,7 +10,6 @@ from typing import Any
 import bench
 from bench.errors import BenchError, MissingError, UsageError
 from bench.exported import PLACEHOLDER, export_folder
-from bench.files import write_text
 from bench.run import Run
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -43,15 +42,25 @@ class Upload:
 
     def send(self) -> str:
         """Upload; returns the address. Raises UsageError if the token is refused, BenchError."""
-        card = self.folder / "README.md"
-        write_text(card, card.read_text(encoding="utf-8").replace(PLACEHOLDER, self.target))
+        from huggingface_hub import CommitOperationAdd
+
         message = f"Upload with bench {bench.__version__}"
         with explained(self.target, self.token):
             api = _api(self.token)
             if self.is_new:
                 api.create_repo(self.target, private=self.private)
-            api.upload_folder(repo_id=self.target, folder_path=self.folder, commit_message=message)
+            added = [CommitOperationAdd(self._name(path), self._content(path)) for path in self.files]
+            api.create_commit(self.target, added, commit_message=message)
             return f"{api.endpoint}/{self.target}"
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def _content(self, path: Path) -> bytes | Path:
+        """The card says where it lies."""
+        if self._name(path) != "README.md":
+            return path
+        return path.read_text(encoding="utf-8").replace(PLACEHOLDER, self.target).encode()
 
 
 def prepared(run: Run, target: str, *, private: bool) -> Upload:

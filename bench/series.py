@@ -19,12 +19,14 @@ SUFFIX = ".safetensors"
 FIXED_NAMES = ("pytorch_lora_weights", "adapter_model", "adapter")
 """Names of files that say nothing: the folder says which training and how far."""
 IN_FOLDER = re.compile(r"checkpoint-(?P<step>\d+)|epoch-(?P<epoch>\d+)")
+"""Folders."""
 IN_NAME = (
     re.compile(r"(?P<name>.+)-step(?P<step>\d{8})"),
     re.compile(r"(?P<name>.*?)-?(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)?-?save-(?P<step>\d+)-(?P<epoch>\d+)-\d+"),
-    re.compile(r"(?P<name>.+)-(?P<epoch>\d{6})"),
-    re.compile(r"(?P<name>.+)_(?P<step>\d{9})"),
+    re.compile(r"(?P<name>.+)-(?P<epoch>0\d{5})"),
+    re.compile(r"(?P<name>.+)_(?P<step>0\d{8})"),
 )
+"""Files; zeros first, since six digits may be a date too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -54,6 +54,7 @@ class Part(NamedTuple):
 
     number: int
     name: str
+    recommended: str
     choice: str
     headings: list[tables.Heading]
     rows: list[Row]
@@ -185,6 +186,7 @@ def _part(run: Run, sheet: Sheet, number: int, comparison: Comparison, share: fl
     return Part(
         number=number,
         name=sheet.series.name,
+        recommended=sheet.name,
         choice=choice(sheet),
         headings=[tables.heading(name, sheet.best.scores[name]) for name in names],
         rows=_rows(sheet, names),

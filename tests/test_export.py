@@ -55,7 +55,7 @@ def run(make_run: Callable[..., Run], tmp_path: Path) -> Run:
     """Of a folder of pictures on this machine, with a trigger."""
     data = str(tmp_path / "secret-place" / "my-foxes")
     space = (("trigger", "ohwx"), ("base", "emoji-xl"))
-    found = make_run("runs/foxes", metadata=(("data", data),), space=space, caption="a | <b>fox</b>")
+    found = make_run("runs/foxes", metadata=(("data", data),), space=space, caption="a | <b>fox</b> ![x](y)")
     with_adapter(winner_of(found))
     return found
 
@@ -136,7 +136,7 @@ def test_the_card_shows_images_scores_and_how_sure_they_are(bench: Bench, run: R
     assert "license" not in data and "# license:" in front and "base_model" not in data
     for each in data["widget"]:
         assert (run.path / "export" / each["output"]["url"]).exists()
-    assert "a \\| &lt;b&gt;fox&lt;/b&gt;" in text and "<b>" not in text
+    assert "a \\| &lt;b&gt;fox&lt;/b&gt; !\\[x\\](y)" in text and "<b>" not in text and "![x]" not in text
     score = winner_of(run).scores["similarity"]
     assert f"{score.value:.4f} ± {score.stderr:.4f}" in text and f"{score.gain:+.4f}" in text
     floor = run.floor()

@@ -45,6 +45,7 @@ def written(folder: Path, *names: str) -> Path:
         ),
         (["epoch-04/adapter.safetensors", "epoch-04/features.safetensors"], {"out": ["epoch 4"]}),
         (["fox-v2.safetensors", "owl-10.safetensors"], {"fox-v2": ["the end"], "owl-10": ["the end"]}),
+        (["fox-260131.safetensors"], {"fox-260131": ["the end"]}),
     ],
 )
 def test_names_of_trainers_are_read(tmp_path: Path, names: list[str], series: dict[str, list[str]]) -> None:

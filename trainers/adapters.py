@@ -104,10 +104,10 @@ def _worn(encoder: nn.Module, adapter: Adapter) -> Iterator[None]:
     """Every adapted linear x ↦ W x gives W x + B A x."""
     handles = []
     for name in _modules(adapter):
-        linear, sides = encoder.get_submodule(name), _sides(adapter, name)
+        linear, (down, up) = encoder.get_submodule(name), _sides(adapter, name)
         assert isinstance(linear, nn.Linear)
-        down, up = (side.to(linear.weight) for side in sides)
-        handles.append(linear.register_forward_hook(_plus(down, up)))
+        matrices = (down.flatten(1), up.reshape(-1, len(down)))
+        handles.append(linear.register_forward_hook(_plus(*(each.to(linear.weight) for each in matrices))))
     try:
         yield
     finally:
@@ -183,8 +183,9 @@ def _check_keys(keys: Mapping[str, Key | None], path: Path) -> None:
     by_peft = any(key.startswith(PEFT_PREFIX) for key in keys)
     strange = [key for key, parsed in keys.items() if parsed is None]
     strange += [key for key in keys if by_peft and not key.startswith(PEFT_PREFIX)]
-    if strange and (kind := other_kind(strange)):
-        raise UsageError(f"{path}: holds {kind}, which is not supported; plain LoRA is: {_shown(strange[0])}")
+    if known := other_kind(strange):
+        kind, key = known
+        raise UsageError(f"{path}: holds {kind}, which is not supported; plain LoRA is: {_shown(key)}")
     if strange:
         raise UsageError(
             f"{path}: {len(strange)} of {len(keys)} keys are not of a LoRA of an SDXL in the layout of "
