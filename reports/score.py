@@ -129,7 +129,7 @@ def lead(sheets: Sequence[Sheet], over_base: Sequence[Comparison]) -> Verdict:
         f"{sheet.name}: {comparison.verdict}, {comparison.reason}."
         for sheet, comparison in zip(sheets, over_base, strict=True)
     ]
-    headline = f"{wins} of {len(sheets)} trainings beat the base."
+    headline = f"{wins} of {len(sheets)} trainings are shown to beat the base."
     detail = " ".join([*against, compare.noise(over_base)])
     return Verdict("win" if wins else "tie", headline, detail, [])
 

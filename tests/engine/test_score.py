@@ -130,7 +130,7 @@ def test_the_page_shows_every_prompt_at_every_weight(score: Score, base: BaseMod
     kohya(base, tmp_path / "owl.safetensors", 2)
     code, output, _ = score(f"{name}.safetensors", "owl.safetensors")
     assert code == 0
-    assert "of 2 trainings beat the base" in output and "recommended" in output
+    assert "of 2 trainings are shown to beat the base" in output and "recommended" in output
     page = next((tmp_path / "runs" / "adapters-tiny").glob("score-*.html")).read_text()
     assert "<img src=x" not in page and "&lt;img src=x" in page
     assert page.count('class="cell winner"') == 2 * 6
