@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from threading import Lock
@@ -96,6 +96,10 @@ class TrainingData:
         return Schedule(counts=tuple(len(bucket) for bucket in self.buckets), batch_size=batch_size)
 
 
+Reader = Callable[[Sequence[str]], tuple[TextEmbedding, TextEmbedding]]
+"""Conditioning of each of n prompts (n), and of the empty prompt (1)."""
+
+
 class Attached(Protocol):
     """Adapters that are attached to a base; see `trainers.lora.Attached`."""
 
@@ -113,6 +117,10 @@ class Attached(Protocol):
     @property
     def pool(self) -> object:
         """Memory that graphs share."""
+
+    @property
+    def readers(self) -> Mapping[int, Reader]:
+        """By number, how prompts are read with those adapters that change the text encoders too."""
 
     def spare(self) -> None:
         """Give back memory that is not needed to draw."""
@@ -190,7 +198,7 @@ class BaseModel:
 
     @property
     def vae(self) -> Any:
-        return self._encoder("vae")
+        return self.encoder("vae")
 
     def release_encoders(self) -> None:
         """Give back the memory of the text encoders; they are loaded again if they are used again."""
@@ -198,7 +206,8 @@ class BaseModel:
             setattr(self._pipe, part, None)
         torch.cuda.empty_cache()  # does nothing where there is no such device
 
-    def _encoder(self, part: str) -> Any:
+    def encoder(self, part: str) -> Any:
+        """One of the family's encoders, loaded if need be."""
         with _loading:
             if getattr(self._pipe, part) is None:
                 module = self._load_encoder(part).to(self.device)
@@ -213,7 +222,7 @@ class BaseModel:
     def encode_prompts(self, prompts: Sequence[str]) -> TextEmbedding:
         """Conditioning of each prompt, as diffusers' pipeline computes it."""
         for part in self.family.text_encoders:
-            self._encoder(part)
+            self.encoder(part)
         parts = []
         for start in range(0, len(prompts), CHUNK):
             chunk = list(prompts[start : start + CHUNK])

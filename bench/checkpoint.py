@@ -54,18 +54,22 @@ class Checkpoint:
     def check(self) -> int:
         """Count every part's weights; returns the VAE's scale. Raises UsageError for what is incomplete."""
         for part, prefix in self.layout.prefixes.items():
-            blank = self.family.blank(part, self.layout.configs[part])
+            blank = self.blank(part)
             needed = sum(parameter.numel() for parameter in blank.parameters())
             refuse_incomplete(f"base {self.name}: {part}", self.header.count(prefix), needed)
         return self._scale
 
     @property
     def _scale(self) -> int:
-        return vae_scale(self.family.blank("vae", self.layout.configs["vae"]))
+        return vae_scale(self.blank("vae"))
 
     def resolution(self) -> int:
         """Pixels of a side of the images that its models were trained on."""
         return self.layout.pixels[self.prediction]
+
+    def blank(self, part: str) -> Any:
+        """The UNet, the VAE or a text encoder without weights."""
+        return self.family.blank(part, self.layout.configs[part])
 
     def load(self, *parts: str) -> Any:
         """A pipeline on the CPU that has only these parts of its family's. Raises UsageError."""

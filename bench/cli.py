@@ -143,6 +143,99 @@ def compare(
 
 
 @app.command()
+def score(
+    adapters: Annotated[
+        list[str], typer.Argument(help="LoRA files (.safetensors), or folders that a trainer wrote.")
+    ],
+    weights: Annotated[str | None, typer.Option(help="Such as 0.5,1; the space's if left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    space: Annotated[str, typer.Option(help="The space whose prompts are drawn.")] = "default",
+    base: Annotated[str | None, typer.Option(help="Another base than the space's.")] = None,
+    data: Annotated[str | None, typer.Option(help="Another data set than the space's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run that keeps what was drawn.")] = None,
+) -> None:
+    """Score LoRA files of any trainer at several weights, all checkpoints of a training; write an HTML page.
+
+    What does best on the dev prompts is compared with the base on the test prompts. All that was drawn is
+    kept in runs/adapters-SPACE, unless --name is given, and is not drawn again.
+    """
+    import reports.score
+    from bench.compare import adapter_side, base_side, compare_all
+    from bench.files import json_text
+    from bench.series import find_series
+    from bench.session import run_scores
+    from reports.score_json import as_json as plain
+    from trainers.adapters import read_adapter
+
+    series = find_series([Path(adapter) for adapter in adapters])
+    for checkpoint in (checkpoint for each in series for checkpoint in each.checkpoints):
+        read_adapter(checkpoint.file)
+    overrides = {"base": base, "data": data, "weights": weights.split(",") if weights else None}
+    run, sheets = run_scores(command_of(space, overrides, name, 0, _console(as_json)), series)
+    sides = [*(adapter_side(run, sheet.best.label, sheet.name) for sheet in sheets), base_side(run)]
+    comparisons = compare_all(sides, run.space.select_by)
+    path = reports.score.write(sheets, sides, comparisons, run.path / reports.score.file_name(sheets))
+    if as_json:
+        print(json_text(plain(sheets, sides, comparisons, str(path))), end="")
+    else:
+        over_base = reports.score.over_the_base(sides, comparisons)
+        _console().print(reports.score.table(sheets, over_base))
+        _console().print(f"Report: {path}", markup=False, soft_wrap=True)
+
+
+@app.command("export")
+def export_run(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    layout: Annotated[
+        Literal["both", "diffusers", "kohya"], typer.Option("--as", help="The layout of the file.")
+    ] = "both",
+    trial: Annotated[int | None, typer.Option(min=0, help="A trial instead of the winner.")] = None,
+    epoch: Annotated[int | None, typer.Option(min=1, help="Of that trial; its last if left out.")] = None,
+) -> None:
+    """Write the winner into runs/NAME/export/: adapter files, training_config.yaml, a model card with images.
+
+    Scores with their errors, and the config that trains it again, are in the metadata of the files.
+    """
+    from bench.export import export
+    from bench.exported import trial_of, winner_of
+
+    if epoch is not None and trial is None:
+        raise UsageError("--epoch: only with --trial; the winner's is chosen")
+    found = _open(run)
+    chosen = winner_of(found) if trial is None else trial_of(found, trial, epoch)
+    folder = export(chosen, {"diffusers", "kohya"} if layout == "both" else {layout})
+    console = _console()
+    console.print(f"Exported {chosen.name}: {folder}", markup=False, highlight=False, soft_wrap=True)
+    for file in sorted(folder.glob("*")):
+        console.print(f"  {file.name}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def push(
+    run: Annotated[str, typer.Argument(help="A run's name or folder, exported before.")],
+    target: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The model on the Hub.")],
+    public: Annotated[bool, typer.Option("--public", help="Let everyone see it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask first.")] = False,
+) -> None:
+    """Upload runs/NAME/export/ to the Hub as a model, private unless --public is given.
+
+    The token is the one of `hf auth login`, or HF_TOKEN.
+    """
+    from bench.publish import prepared
+
+    console = _console()
+    upload = prepared(_open(run), target, private=not public)
+    console.print(f"{upload}:", markup=False, highlight=False, soft_wrap=True)
+    for file in upload.files:
+        console.print(f"  {file.relative_to(upload.folder)}", markup=False, highlight=False, soft_wrap=True)
+    if not yes:
+        typer.confirm("Upload?", abort=True)
+    with console.status("Uploading"):
+        address = upload.send()
+    console.print(f"Uploaded: {address}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def speed(
     space: Annotated[str, typer.Option(help="A shipped space, or a .yaml file.")] = "default",
     base: Annotated[

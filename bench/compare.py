@@ -24,7 +24,7 @@ from bench.run import (
     Pictures,
     Run,
     has_evaluation,
-    read_adapter_file,
+    read_adapter_record,
     read_evaluation,
 )
 from bench.scoring.distance import kernel_difference, kernel_difference_leave_outs
@@ -150,12 +150,12 @@ def base_side(run: Run) -> Side:
     return _single(run, "base", trained=False, test=run.base_folder("test"), probe=run.base_folder("probe"))
 
 
-def adapter_side(run: Run, label: str) -> Side:
-    """An adapter file that was scored in a run, named like it; raises MissingError."""
+def adapter_side(run: Run, label: str, name: str | None = None) -> Side:
+    """An adapter file that was scored in a run, named like it unless a name is given; raises MissingError."""
     folder = run.adapter_folder(label)
-    file = read_adapter_file(folder)
+    record = read_adapter_record(folder)
     side = _single(run, label, trained=True, test=folder / "test", probe=folder / "probe")
-    return replace(side, name=file.stem)
+    return replace(side, name=name or record.file.stem)
 
 
 def _single(run: Run, label: str, *, trained: bool, test: Path, probe: Path) -> Side:

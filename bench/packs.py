@@ -76,7 +76,9 @@ class Trainer(Protocol):
 class Attach(Protocol):
     """Attaches adapter files to a base, one a slot; see `trainers.adapters.attach`."""
 
-    def __call__(self, base: BaseModel, paths: Sequence[Path]) -> AbstractContextManager[None]: ...
+    def __call__(
+        self, base: BaseModel, paths: Sequence[Path], weight: float = 1.0
+    ) -> AbstractContextManager[None]: ...
 
 
 class Progress(Protocol):
@@ -264,7 +266,7 @@ class Packs:
         folder: Path,
         exam: Exam,
         images: NDArray[np.uint8],
-        losses: NDArray[np.float64],
+        losses: NDArray[np.float64] | None,
     ) -> Evaluation:
         """Beside the drawing of other slots."""
         epoch = rung.epoch(index)
@@ -334,7 +336,7 @@ class Packs:
     def _scored(self, adapters: Sequence[tuple[Path, Path]], exam: Exam) -> list[str | None]:
         """Write the Evaluation of each adapter; why there is none where its images must not be scored."""
 
-        def score(folder: Path, images: NDArray[np.uint8], losses: NDArray[np.float64]) -> str | None:
+        def score(folder: Path, images: NDArray[np.uint8], losses: NDArray[np.float64] | None) -> str | None:
             try:
                 runs.write_evaluation(folder, exam.score(images, losses), images)
             except TrialError as error:
@@ -363,7 +365,7 @@ class Packs:
 
     def _draw(
         self, exam: Exam, num_slots: int
-    ) -> Generator[tuple[NDArray[np.uint8], NDArray[np.float64]], None, None]:
+    ) -> Generator[tuple[NDArray[np.uint8], NDArray[np.float64] | None], None, None]:
         """Images and denoising losses through each attached adapter, as they come."""
         units, drawn = self.drawing(exam) * num_slots, 0.0
 

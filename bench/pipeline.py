@@ -42,7 +42,7 @@ class PipelineFolder:
         for part in ("unet", *self.family.encoders):
             self._check(part)
         refuse_channels(self.name, read_json(self.path / "unet" / "config.json").get("in_channels", 4))
-        return vae_scale(self._blank("vae"))
+        return vae_scale(self.blank("vae"))
 
     def resolution(self) -> int:
         """Pixels of a side that it draws by default; raises UsageError if its configurations do not say."""
@@ -83,13 +83,14 @@ class PipelineFolder:
     def _check(self, part: str) -> None:
         where = f"base {self.name}: {part}"
         try:
-            needed = sum(parameter.numel() for parameter in self._blank(part).parameters())
+            needed = sum(parameter.numel() for parameter in self.blank(part).parameters())
             held = sum(read_header(file).count() for file in _weight_files(self.path / part))
         except Exception as error:  # configurations that make no sense raise every kind
             raise UsageError(f"{where}: cannot be read: {' '.join(str(error).split())}") from None
         refuse_incomplete(where, held, needed)
 
-    def _blank(self, part: str) -> Any:
+    def blank(self, part: str) -> Any:
+        """The UNet, the VAE or a text encoder without weights."""
         return self.family.blank(part, read_json(self.path / part / "config.json"))
 
 

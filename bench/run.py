@@ -9,8 +9,8 @@
         epoch-04/               and an Evaluation on the dev prompts with its adapter at every rung
     confirm/0007-seed-1/        the same for a finalist (or `default-…`) retrained on a fresh seed;
         epoch-04/{test,probe}/  at its chosen epoch also Evaluations on prompts the search never saw
-    adapters/3f1c09ab62d4/      an adapter file that was compared, by its SHA-256: adapter.json, and
-        {test,probe}/           Evaluations with it
+    adapters/3f1c09ab62d4/      an adapter file that was compared or scored, by its SHA-256 (and its weight,
+        {dev,test,probe}/       3f1c09ab62d4-at-0.7): adapter.json, and Evaluations with it
     floor.json                  the Floor: what trainings of one configuration differ by
     result.json                 the Result: which configuration won, on confirmed scores
     winner/                     adapter.safetensors and training_config.yaml
@@ -387,7 +387,7 @@ def file_digests(files: Sequence[Path]) -> dict[Path, str]:
     """
     digests: dict[Path, str] = {}
     for file in files:
-        digest = _file_digest(file)
+        digest = file_digest(file)
         for other, known in digests.items():
             if digest == known:
                 raise UsageError(f"{other} and {file} are the same adapter: there is nothing to compare")
@@ -395,7 +395,8 @@ def file_digests(files: Sequence[Path]) -> dict[Path, str]:
     return digests
 
 
-def _file_digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """SHA-256 of an adapter file, and of PEFT's configuration beside it; raises MissingError."""
     if not file.is_file():
         raise MissingError(f"{file}: no such file")
     digest = hashlib.sha256()
@@ -405,23 +406,34 @@ def _file_digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def adapter_label(digest: str) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterRecord:
+    """adapter.json: an adapter file, at one weight."""
+
+    file: Path
+    """Where it lay."""
+    sha256: str
+    """See `file_digest`."""
+    weight: float = 1.0
+
+
+def adapter_label(digest: str, weight: float = 1.0) -> str:
     """The name of an adapter's folder."""
-    return digest[:12]
+    return digest[:12] + (f"-at-{weight:g}" if weight != 1 else "")
 
 
-def start_adapter(folder: Path, file: Path, digest: str) -> None:
-    """Write adapter.json: where the file lay, and its SHA-256."""
-    write_json(folder / "adapter.json", {"file": str(file), "sha256": digest})
+def start_adapter(folder: Path, file: Path, digest: str, weight: float = 1.0) -> None:
+    """Write adapter.json."""
+    write_json(folder / "adapter.json", {"file": str(file), "sha256": digest, "weight": weight})
 
 
-def read_adapter_file(folder: Path) -> Path:
-    """Where the adapter file lay; raises MissingError."""
+def read_adapter_record(folder: Path) -> AdapterRecord:
+    """Inverse of `start_adapter`; raises MissingError."""
     if not (folder / "adapter.json").exists():
         raise MissingError(f"{folder}: no such adapter (no adapter.json in it)")
     data = read_json(folder / "adapter.json")
     with reading(folder / "adapter.json"):
-        return Path(data["file"])
+        return AdapterRecord(**{**data, "file": Path(data["file"])})
 
 
 # One evaluation's folder

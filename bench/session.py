@@ -46,6 +46,8 @@ from bench.scoring.judge import find_judge
 from bench.scoring.losses import NUM_PICTURES, Denoising, HeldOutLoss, LossGap
 from bench.scoring.measure import MIN_SET
 from bench.scoring.metrics import METRICS
+from bench.series import Checkpoint, Series
+from bench.sheet import Sheet, read_sheet
 from bench.space import ModuleChoices, SearchSpace, modules_to_text
 from bench.speed import Speed, measure_speed
 from bench.study import Study
@@ -180,6 +182,45 @@ def _examine_adapters(packs: Packs | Fleet, folders: Mapping[Path, Path], exam: 
     for file, folder in folders.items():
         if reason := packs.refused.get(folder):
             raise TrialError(f"{file}: cannot be scored: {reason}")
+
+
+def run_scores(command: Command, series: Sequence[Series]) -> tuple[Run, list[Sheet]]:
+    """Draw and score adapter files at every weight of the space, and what is recommended of each series more.
+
+    All are drawn on the dev prompts, which recommend; then those alone on the test prompts and probes. What
+    the run holds is not drawn again. Raises UsageError for a file that does not fit, TrialError naming a
+    file whose images must not be scored at any weight.
+    """
+    checkpoints = [checkpoint for each in series for checkpoint in each.checkpoints]
+    opened = open_session(command, f"adapters-{command.space.name}"[:MAX_NAME])
+    with opened as session, show_progress(command.console) as progress:
+        _check_fit(session.base, command.engine, [checkpoint.file for checkpoint in checkpoints])
+        run, packs = session.run, packs_of(session, command.engine, progress)
+        dev = session.exams(packs, ["dev"])["dev"]
+        progress.total(packs.drawing(dev) * len(checkpoints) * len(run.space.weights))
+        for weight in run.space.weights:
+            packs.attach = partial(command.engine.attach, weight=weight)
+            packs.examine(_started(run, checkpoints, weight, "dev"), dev)
+        sheets = [read_sheet(run, each, packs.refused) for each in series]
+        for split, exam in session.exams(packs, EXAMINED).items():
+            for best in (sheet.best for sheet in sheets):
+                packs.attach = partial(command.engine.attach, weight=best.weight)
+                packs.examine(_started(run, [best.checkpoint], best.weight, split), exam)
+                if reason := packs.refused.get(run.adapter_folder(best.label) / split):
+                    raise TrialError(f"{best.checkpoint.file}: cannot be scored: {reason}")
+    return run, sheets
+
+
+def _started(
+    run: Run, checkpoints: Sequence[Checkpoint], weight: float, split: Split
+) -> list[tuple[Path, Path]]:
+    """Each file, and the folder of its Evaluation."""
+    pairs = []
+    for checkpoint in checkpoints:
+        into = run.adapter_folder(adapter_label(checkpoint.digest, weight))
+        start_adapter(into, checkpoint.file, checkpoint.digest, weight)
+        pairs.append((checkpoint.file, into / split))
+    return pairs
 
 
 def run_speed(command: Command) -> Speed:
@@ -508,7 +549,8 @@ def _check_same(run: Run, metadata: Metadata) -> None:
     """To go on, a search must be the one that was begun; only how long it lasts may change."""
     mine, theirs = metadata.space, run.metadata.space
     # The last four are known by their fingerprints.
-    free = {"trials", "budget", "slots", "devices", "name", "floor"} | {"base", "data", "scorer", "judge"}
+    free = {"trials", "budget", "slots", "devices", "name", "floor", "weights"}
+    free |= {"base", "data", "scorer", "judge"}
     changed = [f"space.{key}" for key in mine if key not in free and mine[key] != theirs.get(key)]
     fingerprints = [f"{name}_fingerprint" for name in ("base", "data", "scorer", "judge", "prompts")]
     changed += [

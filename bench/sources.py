@@ -36,6 +36,9 @@ class Source(Protocol):
     def resolution(self) -> int:
         """Pixels of a side that it draws by default. Raises UsageError if it does not say."""
 
+    def blank(self, part: str) -> Any:
+        """The UNet, the VAE or a text encoder without weights."""
+
     def load(self, *parts: str) -> Any:
         """A pipeline on the CPU that has only these of its family's parts. Raises UsageError."""
 

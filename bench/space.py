@@ -199,6 +199,15 @@ def _duration(value: object) -> object:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else value
 
 
+def _different(weights: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(weights)) != len(weights):
+        raise ValueError("names a weight twice")
+    return weights
+
+
+Weights = Annotated[
+    tuple[Annotated[Number, Field(gt=0, le=10)], ...], Field(min_length=1), AfterValidator(_different)
+]
 Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0, allow_inf_nan=False)]
 """Seconds; text such as 90s, 20m or 1.5h is accepted."""
 
@@ -252,6 +261,8 @@ class SearchSpace(Spec):
     confirm: Confirm = Confirm()
     floor: int = Field(3, ge=0, le=1000)
     """Trainings of the default that the noise floor is measured from, two at least; 0 measures none."""
+    weights: Weights = (0.4, 0.7, 1.0, 1.2)
+    """At which `bench score` draws through adapter files; a search trains and draws at 1."""
     trials: int = Field(16, ge=1)
     budget: Duration | None = None
     """Seconds for the whole search; no pack of trials starts that would not end in time, but the first."""

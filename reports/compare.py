@@ -13,7 +13,7 @@ from rich.text import Text
 
 from bench.compare import MIRRORED, Comparison, MetricComparison, ShownMetric, Side
 from bench.files import write_text
-from bench.run import read_adapter_file
+from bench.run import read_adapter_record
 from bench.scoring.metrics import METRICS, title
 from reports import figures, page, tables
 from reports.images import Column, Grid, column, grid
@@ -139,7 +139,7 @@ def render(sides: Sequence[Side], comparisons: Sequence[Comparison]) -> str:
         floor=FLOOR,
         lead=_lead(sides, comparisons),
         matrix=matrix(sides, comparisons) if len(sides) > 2 else [],
-        pairs=[_pair(number, letter(number), c) for number, c in enumerate(firsts, start=1)],
+        pairs=[pair(number, letter(number), c) for number, c in enumerate(firsts, start=1)],
         best=_grid(sides, select_by, best, 0.2),
         worst=_grid(sides, select_by, worst, 0.2),
         every=every,
@@ -164,7 +164,7 @@ def table(sides: Sequence[Side], comparisons: Sequence[Comparison]) -> Table:
 def _metric_table(comparison: Comparison) -> Table:
     said = verdict(comparison)
     scorer = qualifier(comparison.a.scores[comparison.select_by])
-    caption = f"{capital(comparison.reason)}. {scorer} {_noise([comparison])}"
+    caption = f"{capital(comparison.reason)}. {scorer} {noise([comparison])}"
     found = Table(title=Text(said.headline), caption=Text(caption), box=SIMPLE_HEAD)
     found.add_column("metric", min_width=18)
     for heading in ("verdict", "A minus B", "95 % interval", "floor", "p (Holm)"):
@@ -178,7 +178,7 @@ def _metric_table(comparison: Comparison) -> Table:
 def _pair_table(sides: Sequence[Side], comparisons: Sequence[Comparison]) -> Table:
     label = METRICS[comparisons[0].select_by].label
     caption = (
-        f"Row against column, {label}. Verdicts hold for all {_family(comparisons)}. {_noise(comparisons)}"
+        f"Row against column, {label}. Verdicts hold for all {_family(comparisons)}. {noise(comparisons)}"
     )
     found = Table(title=Text(_lead(sides, comparisons).headline), caption=Text(caption), box=SIMPLE_HEAD)
     found.add_column("")
@@ -209,12 +209,12 @@ def verdict(comparison: Comparison, letters: tuple[str, str] = ("A", "B")) -> Ve
             f"{letters[0]} minus {letters[1]} is {plus_minus(row.mean, row.stderr, signed=True)}, "
             f"95 % interval {_interval(row)}, on {plural(row.num_prompts, 'test prompt')}."
         )
-    detail.append(_noise([comparison]))
+    detail.append(noise([comparison]))
     facts = _facts(comparison, row, letters) if row else []
     return Verdict(comparison.verdict.lower(), headline, " ".join(detail), facts)
 
 
-def _noise(comparisons: Sequence[Comparison]) -> str:
+def noise(comparisons: Sequence[Comparison]) -> str:
     """What is known of the luck of training."""
     names = " and ".join(dict.fromkeys(side.name for c in comparisons for side in c.one_training))
     floor = all(comparison.floor_known for comparison in comparisons)
@@ -289,7 +289,7 @@ def _difference(comparison: Comparison, sign: int) -> str:
 # Tables
 
 
-def _pair(number: int, second: str, comparison: Comparison) -> Pair:
+def pair(number: int, second: str, comparison: Comparison) -> Pair:
     a, b = comparison.a, comparison.b
     both = (settings(a.config), settings(b.config)) if a.config and b.config else None
     shown = [
@@ -432,8 +432,9 @@ def _described(side: Side) -> tuple[str, list[tuple[str, str]]]:
     if not side.trained:
         return "the base model", [("base", side.run.metadata.base)]
     if side.config is None:
-        folder = side.run.adapter_folder(side.label)
-        return "an adapter file", [("file", str(read_adapter_file(folder))), ("SHA-256", f"{side.label}…")]
+        record = read_adapter_record(side.run.adapter_folder(side.label))
+        facts = [("file", str(record.file)), ("SHA-256", f"{record.sha256[:12]}…")]
+        return "an adapter file", [*facts, ("weight", f"{record.weight:g}")]
     result = side.run.result()
     return trial_name(side.label), [
         ("training seeds", str(len(side.evaluations))),

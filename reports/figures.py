@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
+from bench.scoring.metrics import Score
 from reports.wording import MISSING, number, plus_minus
 
 COLOURS = {
@@ -94,6 +95,25 @@ class EpochLine(NamedTuple):
             return MISSING
         index = self.epochs.index(epoch)
         return plus_minus(self.values[index], self.stderrs[index])
+
+
+class SweepLine(NamedTuple):
+    title: str
+    kind: str
+    scores: list[Score | None]
+    """One a tick; None where there is none."""
+    chosen: int | None
+    """Tick of the large mark."""
+
+
+class Sweep(NamedTuple):
+    """Scores against a setting."""
+
+    x_title: str
+    ticks: list[str]
+    y_title: str
+    lines: list[SweepLine]
+    base: float | None
 
 
 class Curve(NamedTuple):
@@ -222,6 +242,33 @@ def checkpoints(y_title: str, lines: list[EpochLine]) -> go.Figure:
     figure.update_xaxes(title="epochs (large mark: chosen)", tickvals=epochs)
     figure.update_yaxes(title=y_title)
     return laid_out(figure, height=400)
+
+
+def sweep(data: Sweep) -> go.Figure:
+    """Score against a setting, ± 2 standard errors; the large mark is what is recommended."""
+    figure = go.Figure()
+    for index, line in enumerate(data.lines):
+        known = [(tick, score) for tick, score in enumerate(line.scores) if score]
+        shift = 0.05 * (index - (len(data.lines) - 1) / 2)
+        colour = COLOURS[line.kind]
+        figure.add_scatter(
+            x=[tick + shift for tick, _ in known],
+            y=[score.value for _, score in known],
+            error_y={"array": [2 * score.stderr for _, score in known], "thickness": 1.5, "width": 4},
+            mode="lines+markers",
+            line={"color": colour, "dash": DASHES[index % len(DASHES)], "width": 2},
+            marker={"color": colour, "size": [16 if tick == line.chosen else 8 for tick, _ in known]},
+            name=html.escape(line.title),
+            text=[html.escape(data.ticks[tick]) for tick, _ in known],
+            hovertemplate="%{text}: %{y:.4f} ± %{error_y.array:.4f} (2 standard errors)",
+        )
+    if data.base is not None:
+        label = {"text": "base", "xanchor": "right", "x": 1, "showarrow": False}
+        figure.add_hline(y=data.base, line={"color": COLOURS["base"], "dash": "dot"}, annotation=label)
+    ticks = [html.escape(tick) for tick in data.ticks]
+    figure.update_xaxes(title=data.x_title, tickvals=list(range(len(ticks))), ticktext=ticks)
+    figure.update_yaxes(title=data.y_title)
+    return laid_out(figure, height=380)
 
 
 def tradeoff(data: Tradeoff) -> go.Figure:

@@ -1,29 +1,31 @@
-"""Adapter files: read what diffusers and PEFT write, and attach several side by side to draw with."""
+"""Adapter files: read what trainers write, and attach several side by side to draw with."""
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from pydantic import ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from bench.base import BaseModel
+from bench.base import BaseModel, TextEmbedding, adaptable_names
 from bench.config import MAX_RANK, TrialConfig
 from bench.errors import UsageError
+from bench.naming import PEFT_PREFIX, Key, Part, Tensor, clip_spellings, other_kind, parse_key, unet_spellings
 from bench.yaml import Spec, validate
 from trainers.lora import METADATA, PREFIX, Adapter, Attached, Slots
 
-PEFT_PREFIX = "base_model.model."
-"""What PEFT's own `save_pretrained` writes, with its configuration in a file beside."""
 PEFT_CONFIG = "adapter_config.json"
-DOWN = (".lora_A.weight", ".lora_A.default.weight", ".lora.down.weight")
-UP = (".lora_B.weight", ".lora_B.default.weight", ".lora.up.weight")
-ALPHA = (".alpha",)
+"""What PEFT's own `save_pretrained` writes beside an adapter."""
+Parts = dict[Part, Adapter]
+"""An adapter's modules, by the network that they belong to."""
 BASE_CHANGING = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """Values of init_lora_weights whose adapters belong to a base that PEFT changes when it loads them."""
 
@@ -57,47 +59,108 @@ class Description(Spec):
 
 
 @contextmanager
-def attach(base: BaseModel, paths: Sequence[Path]) -> Iterator[None]:
-    """Attach the adapters of these files, in order, to the base's UNet, one a slot.
+def attach(base: BaseModel, paths: Sequence[Path], weight: float = 1.0) -> Iterator[None]:
+    """Attach the adapters of these files, in order, to the base, one a slot, each times `weight`.
 
     Raises UsageError naming the file that cannot be read or does not fit the base.
     """
-    adapters = [read_adapter(path) for path in paths]
-    configs = [_slot_config(adapter) for adapter in adapters]
-    for path, adapter in zip(paths, adapters, strict=True):
-        _check_fit(base, adapter, path)
+    adapters = [_fitted(base, read_adapter(path), path, weight) for path in paths]
+    readers = {slot: Reader(base, adapter) for slot, adapter in enumerate(adapters) if len(adapter) > 1}
+    configs = [_slot_config(adapter["unet"]) for adapter in adapters]
     with Slots(base.unet, configs) as slots:
         for slot, (adapter, path) in enumerate(zip(adapters, paths, strict=True)):
             try:
-                slots.load(slot, _padded(adapter, configs[slot].rank))
+                slots.load(slot, _padded(adapter["unet"], configs[slot].rank))
             except (UsageError, RuntimeError) as error:
                 reason = " ".join(str(error).split())
                 raise UsageError(f"{path}: does not fit {base.name}: {reason}") from None
-        base.attached = Attached(slots, list(range(len(slots))))
+        base.attached = Attached(slots, list(range(len(slots))), readers=readers)
         try:
             yield
         finally:
             base.attached = None
 
 
-def read_adapter(path: Path) -> Adapter:
-    """A, and B times alpha / rank, of every module of a UNet adapter in diffusers' or PEFT's layout.
+@dataclass(frozen=True, eq=False, slots=True)
+class Reader:
+    """Reads prompts as the text encoders do with an adapter in them."""
 
-    Raises UsageError for a file that is damaged, not finite, or holds anything else: weights that are
-    left out without a word would be scored as an adapter that does less.
+    base: BaseModel
+    parts: Parts
+
+    def __call__(self, prompts: Sequence[str]) -> tuple[TextEmbedding, TextEmbedding]:
+        """Conditioning of each prompt, and of the empty prompt."""
+        with ExitStack() as worn:
+            for part, adapter in self.parts.items():
+                if part != "unet":
+                    worn.enter_context(_worn(self.base.encoder(part), adapter))
+            read = self.base.encode_prompts(prompts), self.base.encode_empty()
+        self.base.release_encoders()
+        return read
+
+
+@contextmanager
+def _worn(encoder: nn.Module, adapter: Adapter) -> Iterator[None]:
+    """Every adapted linear x ↦ W x gives W x + B A x."""
+    handles = []
+    for name in _modules(adapter):
+        linear, (down, up) = encoder.get_submodule(name), _sides(adapter, name)
+        assert isinstance(linear, nn.Linear)
+        matrices = (down.flatten(1), up.reshape(-1, len(down)))
+        handles.append(linear.register_forward_hook(_plus(*(each.to(linear.weight) for each in matrices))))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _plus(down: torch.Tensor, up: torch.Tensor) -> Callable[..., torch.Tensor]:
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        return output + F.linear(F.linear(inputs[0], down), up)
+
+    return hook
+
+
+# Reading
+
+
+def read_adapter(path: Path) -> Parts:
+    """A, and B times alpha / rank, of every module in a file of one of the layouts of `bench.naming`.
+
+    Names of modules are as the file spells them. Raises UsageError for a file that is damaged, not finite,
+    or holds anything else: weights that are left out without a word would be scored as an adapter that
+    does less.
     """
     tensors, metadata = _read(path)
-    prefix = PEFT_PREFIX if all(key.startswith(PEFT_PREFIX) for key in tensors) else PREFIX
-    _check_tensors(tensors, prefix, path)
-    downs, ups, alphas = (_ending(tensors, prefix, endings) for endings in (DOWN, UP, ALPHA))
-    if not downs or set(downs) != set(ups):
-        raise UsageError(f"{path}: {len(downs)} modules have a lora_A and {len(ups)} a lora_B")
-    ranks = {name: _rank(f"{path}: {name}", down, ups[name]) for name, down in downs.items()}
-    described = _described_alphas(metadata, prefix, path, ranks)
+    keys = {key: parse_key(key) for key in tensors}
+    _check_keys(keys, path)
+    _check_tensors(keys, tensors, path)
+    parts: dict[Part, dict[str, dict[Tensor, torch.Tensor]]] = defaultdict(lambda: defaultdict(dict))
+    for key, parsed in keys.items():
+        assert parsed is not None
+        of_module = parts[parsed.part][parsed.module]
+        if parsed.tensor in of_module:
+            raise UsageError(f"{path}: {parsed.module} has two tensors of one kind, one of them {key}")
+        of_module[parsed.tensor] = tensors[key]
+    by_peft = any(key.startswith(PEFT_PREFIX) for key in keys)
+    described = {part: _described(metadata, part, path, by_peft) for part in parts}
+    return {part: _scaled(modules, described[part], path) for part, modules in parts.items()}
+
+
+def _scaled(
+    modules: Mapping[str, Mapping[Tensor, torch.Tensor]], described: "Described | None", path: Path
+) -> Adapter:
+    whole = [name for name, tensors in modules.items() if {"down", "up"} <= tensors.keys()]
+    if len(whole) < len(modules):
+        lame = next(name for name in modules if name not in whole)
+        raise UsageError(f"{path}: {lame} lacks lora_A (lora_down) or lora_B (lora_up)")
     adapter = {}
-    for name, down in downs.items():
-        alpha = alphas[name].item() if name in alphas else described[name]
-        up = ups[name] * (alpha / ranks[name])
+    for name, tensors in modules.items():
+        down, up = tensors["down"], tensors["up"]
+        rank = _rank(f"{path}: {name}", down, up)
+        alpha = tensors["alpha"].item() if "alpha" in tensors else _alpha(described, name, rank)
+        up = up * (alpha / rank)
         if not torch.isfinite(up).all():
             raise UsageError(f"{path}: {name}: lora_B times alpha / rank is not finite: alpha is {alpha:g}")
         adapter[f"{name}.lora_A.weight"], adapter[f"{name}.lora_B.weight"] = down, up
@@ -114,19 +177,35 @@ def _read(path: Path) -> tuple[Adapter, dict[str, str]]:
         raise UsageError(f"{path}: not a readable adapter: {error}") from None
 
 
-def _check_tensors(tensors: Mapping[str, torch.Tensor], prefix: str, path: Path) -> None:
-    known = {key for key in tensors if key.startswith(prefix) and key.endswith(DOWN + UP + ALPHA)}
-    strange = [key for key in tensors if key not in known or not key.isprintable()]
+def _check_keys(keys: Mapping[str, Key | None], path: Path) -> None:
+    if not keys:
+        raise UsageError(f"{path}: holds no tensors")
+    by_peft = any(key.startswith(PEFT_PREFIX) for key in keys)
+    strange = [key for key, parsed in keys.items() if parsed is None]
+    strange += [key for key in keys if by_peft and not key.startswith(PEFT_PREFIX)]
+    if known := other_kind(strange):
+        kind, key = known
+        raise UsageError(f"{path}: holds {kind}, which is not supported; plain LoRA is: {_shown(key)}")
     if strange:
         raise UsageError(
-            f"{path}: {len(strange)} of {len(tensors)} keys are not of a UNet adapter of diffusers or PEFT "
-            f"({PREFIX}<module>{DOWN[0]}, or all {PEFT_PREFIX}<module>{DOWN[0]}), "
-            f"such as {' '.join(strange[0].split())}"
+            f"{path}: {len(strange)} of {len(keys)} keys are not of a LoRA of an SDXL in the layout of "
+            f"diffusers ({PREFIX}<module>.lora_A.weight), PEFT (all {PEFT_PREFIX}<module>.lora_A.weight), "
+            f"kohya or OneTrainer (lora_unet_<module>.lora_down.weight), such as {_shown(strange[0])}"
         )
+    if not any(parsed and parsed.part == "unet" for parsed in keys.values()):
+        raise UsageError(f"{path}: adapts the text encoders alone; supported are adapters of the UNet too")
+
+
+def _shown(key: str) -> str:
+    return " ".join(key.split())
+
+
+def _check_tensors(keys: Mapping[str, Key | None], tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     for key, tensor in tensors.items():
+        parsed = keys[key]
         if not torch.isfinite(tensor).all():
             raise UsageError(f"{path}: {key} holds values that are not finite")
-        if key.endswith(ALPHA):
+        if parsed and parsed.tensor == "alpha":
             _check_alpha(f"{path}: {key}", tensor)
         elif tensor.ndim < 2:
             raise UsageError(
@@ -152,35 +231,37 @@ def _rank(source: str, down: torch.Tensor, up: torch.Tensor) -> int:
     return rank
 
 
-def _ending(tensors: Mapping[str, torch.Tensor], prefix: str, endings: tuple[str, ...]) -> Adapter:
-    """Tensors by module."""
-    return {
-        key.removeprefix(prefix).removesuffix(ending): tensor
-        for key, tensor in tensors.items()
-        for ending in endings
-        if key.endswith(ending)
-    }
+# Alpha
 
 
-def _described_alphas(
-    metadata: Mapping[str, str], prefix: str, path: Path, ranks: Mapping[str, int]
-) -> dict[str, float]:
-    """Alpha of each module: from PEFT's file, or the metadata that diffusers and `save_adapter` write.
+class Described(NamedTuple):
+    """A description, and what holds it."""
 
-    Without metadata, alpha is the rank, as diffusers takes it; without PEFT's file, it is not known.
-    """
-    if prefix == PEFT_PREFIX:
-        source, text = str(path.parent / PEFT_CONFIG), _peft_config(path)
+    by: Description
+    source: str
+
+
+def _described(metadata: Mapping[str, str], part: Part, path: Path, by_peft: bool) -> Described | None:
+    """What PEFT's file, or the metadata that diffusers and `save_adapter` write, says of a part."""
+    if by_peft:
+        source, text, prefix = str(path.parent / PEFT_CONFIG), _peft_config(path), ""
     elif METADATA in metadata:
-        source, text = f"{path}: its metadata", metadata[METADATA]
+        source, text, prefix = f"{path}: its metadata", metadata[METADATA], f"{part}."
     else:
-        return {name: float(rank) for name, rank in ranks.items()}
-    described = _description(text, source)
+        return None
+    return Described(_description(text, source, prefix), source)
+
+
+def _alpha(described: Described | None, name: str, rank: int) -> float:
+    """Of a module that has no tensor for it: its rank where nothing is said, as all trainers take it."""
+    if described is None:
+        return rank
     try:
-        return {name: described.alpha(name) for name in ranks}
+        return described.by.alpha(name)
     except (re.error, RecursionError, OverflowError) as error:
         raise UsageError(
-            f"{source}: alpha_pattern: names of modules and regular expressions are allowed: {error}"
+            f"{described.source}: alpha_pattern: names of modules and regular expressions are allowed: "
+            f"{error}"
         ) from None
 
 
@@ -196,9 +277,10 @@ def _peft_config(path: Path) -> str:
         raise UsageError(f"{file}: cannot be read: {error}") from None
 
 
-def _description(text: str, source: str) -> Description:
+def _description(text: str, source: str, prefix: str) -> Description:
     try:
-        data = {key.removeprefix(PREFIX): value for key, value in json.loads(text).items()}
+        described = json.loads(text).items()
+        data = {key.removeprefix(prefix): value for key, value in described if key.startswith(prefix)}
     except (AttributeError, ValueError, RecursionError):
         raise UsageError(f"{source} has no lora_alpha that can be read; a JSON object is allowed") from None
     described = validate(data, Description, source)
@@ -210,35 +292,78 @@ def _description(text: str, source: str) -> Description:
     return described
 
 
-def _slot_config(adapter: Adapter) -> TrialConfig:
-    """A slot that holds the adapter: B is scaled already, so alpha equals the rank."""
-    downs = {key: tensor for key, tensor in adapter.items() if key.endswith(".lora_A.weight")}
-    rank = max(len(tensor) for tensor in downs.values())
-    modules = tuple(key.removesuffix(".lora_A.weight") for key in downs)
-    return TrialConfig(rank=rank, alpha=rank, learning_rate=1e-4, epochs=1, target_modules=modules)
+# Fitting a base
 
 
-def _check_fit(base: BaseModel, adapter: Adapter, path: Path) -> None:
-    """Sizes too: a side of 1 would be spread over the whole module when it is copied into a slot."""
-    modules = dict(base.unet.named_modules())
-    downs = [key for key in adapter if key.endswith(".lora_A.weight")]
-    names = [key.removesuffix(".lora_A.weight") for key in downs]
-    unknown = [name for name in names if not isinstance(modules.get(name), nn.Linear | nn.Conv2d)]
+def _fitted(base: BaseModel, parts: Parts, path: Path, weight: float) -> Parts:
+    """With the base's own names of modules, and B times `weight`."""
+    fitted: Parts = {}
+    for part, adapter in parts.items():
+        if part != "unet" and part not in base.family.text_encoders:
+            raise UsageError(f"{path}: adapts a {part}, which {base.name} has not")
+        network = base.unet if part == "unet" else base.encoder(part)
+        fitted[part] = _renamed(adapter, _spellings(base, part, network), str(path), base.name)
+        _check_fit(network, fitted[part], f"{path}: does not fit {base.name}")
+        for name in _modules(fitted[part]):
+            fitted[part][f"{name}.lora_B.weight"] *= weight
+    if len(parts) > 1:
+        base.release_encoders()
+    return fitted
+
+
+def _spellings(base: BaseModel, part: Part, network: nn.Module) -> dict[str, str]:
+    if part == "unet":
+        config: Any = base.unet.config
+        return unet_spellings(adaptable_names(network), config.layers_per_block)
+    return clip_spellings(adaptable_names(network))
+
+
+def _renamed(adapter: Adapter, spellings: Mapping[str, str], file: str, base: str) -> Adapter:
+    names = _modules(adapter)
+    unknown = [name for name in names if name not in spellings]
     if unknown:
         raise UsageError(
-            f"{path}: {len(unknown)} of its {len(names)} linear or convolutional modules are not in "
-            f"{base.name}, such as {unknown[0]}"
+            f"{file}: {len(unknown)} of its {len(names)} linear or convolutional modules are not in "
+            f"{base}, such as {unknown[0]}"
         )
+    renamed: Adapter = {}
     for name in names:
-        weight, rank = modules[name].weight, len(adapter[f"{name}.lora_A.weight"])
+        module = spellings[name]
+        if f"{module}.lora_A.weight" in renamed:
+            raise UsageError(f"{file}: adapts {module} twice, under two names; one of them is {name}")
+        for side in ("lora_A", "lora_B"):
+            renamed[f"{module}.{side}.weight"] = adapter[f"{name}.{side}.weight"]
+    return renamed
+
+
+def _check_fit(network: nn.Module, adapter: Adapter, misfit: str) -> None:
+    """Sizes: a side of 1 would be spread over the whole module when it is copied into a slot."""
+    for name in _modules(adapter):
+        weight, rank = network.get_submodule(name).weight, len(adapter[f"{name}.lora_A.weight"])
         assert isinstance(weight, torch.Tensor)
         for side, size in (("lora_A", weight[0].numel()), ("lora_B", len(weight))):
             tensor = adapter[f"{name}.{side}.weight"]
             if tensor.numel() != rank * size:
                 raise UsageError(
-                    f"{path}: does not fit {base.name}: {name}.{side}.weight has shape "
-                    f"{tuple(tensor.shape)}; {rank} × {size} numbers are allowed"
+                    f"{misfit}: {name}.{side}.weight has shape {tuple(tensor.shape)}; "
+                    f"{rank} × {size} numbers are allowed"
                 )
+
+
+def _slot_config(adapter: Adapter) -> TrialConfig:
+    """A slot that holds the adapter: B is scaled already, so alpha equals the rank."""
+    modules = _modules(adapter)
+    rank = max(len(adapter[f"{name}.lora_A.weight"]) for name in modules)
+    return TrialConfig(rank=rank, alpha=rank, learning_rate=1e-4, epochs=1, target_modules=tuple(modules))
+
+
+def _modules(adapter: Adapter) -> list[str]:
+    return [key.removesuffix(".lora_A.weight") for key in adapter if key.endswith(".lora_A.weight")]
+
+
+def _sides(adapter: Adapter, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A and B."""
+    return adapter[f"{name}.lora_A.weight"], adapter[f"{name}.lora_B.weight"]
 
 
 def _padded(adapter: Adapter, rank: int) -> Adapter:

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.base import adaptable_names, target_names
+from bench.base import Reader, adaptable_names, target_names
 from bench.blocks import text_readers
 from bench.config import TrialConfig
 from bench.errors import UsageError
@@ -468,6 +468,7 @@ class Attached:
     slots: Slots
     places: list[int]
     spare: Callable[[], None] = lambda: None
+    readers: Mapping[int, Reader] = field(default_factory=dict)
 
     def focus(self, numbers: Sequence[int]) -> None:
         self.slots.focus([self.places[number] for number in numbers])
@@ -538,7 +539,7 @@ def _family(unet: nn.Module, name: str) -> list[str]:
     parent, _, last = name.rpartition(".")
     across = getattr(unet.get_submodule(parent), "is_cross_attention", None)
     family = {None: (last,), False: ("to_q", "to_k", "to_v"), True: ("to_k", "to_v")}[across]
-    return [f"{parent}.{member}" for member in family] if last in family else [name]
+    return [f"{parent}.{member}" for member in family] if len(family) > 1 and last in family else [name]
 
 
 def _padded_rank(rank: int, device: torch.device) -> int:

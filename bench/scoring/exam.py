@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import ThreadpoolController
 
-from bench.base import BaseModel, TextEmbedding
+from bench.base import BaseModel, Reader, TextEmbedding
 from bench.buckets import fit
 from bench.cache import cached_array
 from bench.conditioning import conditioning, empty_conditioning
@@ -51,6 +51,7 @@ class Exam:
     """The prompts of one split, ready to be drawn, with the base's own images of them."""
 
     split: Split
+    prompts: tuple[str, ...]
     base: BaseModel
     scorer: Embedder
     judge: Embedder | None
@@ -74,11 +75,26 @@ class Exam:
         self, num_slots: int, on_progress: Callable[[float], None] = lambda fraction: None
     ) -> Iterator[NDArray[np.uint8]]:
         """Images (prompts × seeds, height, width, 3) through each of the attached adapters, as they come."""
-        return drawings(self.base, self.text, self.empty, self.seeds, self.sampler, num_slots, on_progress)
+        readers = self.base.attached.readers if self.base.attached else {}
+        own = {slot: self._read(reader) for slot, reader in readers.items()}
+        asked = (self.text, self.empty, self.seeds, self.sampler, num_slots, on_progress, own)
+        return drawings(self.base, *asked)
 
-    def denoise(self, num_slots: int) -> NDArray[np.float64]:
-        """Losses (num_slots, pictures) through the attached adapters; of no pictures if none are measured."""
-        return self.denoising.losses(num_slots) if self.denoising else np.empty((num_slots, 0))
+    def _read(self, reader: Reader) -> tuple[TextEmbedding, TextEmbedding]:
+        """One row an image, as in `text`."""
+        text, empty = reader(self.prompts)
+        return text[_row_an_image(len(self.prompts), self.reference.num_seeds)], empty
+
+    def denoise(self, num_slots: int) -> list[NDArray[np.float64] | None]:
+        """Losses (pictures) through each of the attached adapters.
+
+        None where none are measured, or where an adapter reads captions otherwise: they were read without it.
+        """
+        if self.denoising is None:
+            return [None] * num_slots
+        readers = self.base.attached.readers if self.base.attached else {}
+        losses = self.denoising.losses(num_slots)
+        return [None if slot in readers else of_slot for slot, of_slot in enumerate(losses)]
 
     def score(self, images: NDArray[np.uint8], losses: NDArray[np.float64] | None = None) -> Evaluation:
         """One adapter's images (and denoising losses) -> its Evaluation.
@@ -123,11 +139,12 @@ def prepare(
     texts = [prompt.text for prompt in prompts]
     exam = Exam(
         split=split,
+        prompts=tuple(texts),
         base=base,
         scorer=networks.scorer,
         judge=networks.judge,
         sampler=run.space.sampler.at_rungs if split == "dev" else run.space.sampler,
-        text=conditioning(base, texts)[np.repeat(np.arange(len(texts)), num_seeds)],
+        text=conditioning(base, texts)[_row_an_image(len(texts), num_seeds)],
         empty=empty_conditioning(base),
         seeds=tuple(seed for prompt in prompts for seed in prompt.seeds),
         kinds=tuple(prompt.kind for prompt in prompts),
@@ -139,6 +156,10 @@ def prepare(
     inception = kept_inception(images) if split in ("dev", "test") else None
     reference = replace(exam.reference, base=evaluation, inception_base=inception)
     return replace(exam, base_images=images, reference=reference)
+
+
+def _row_an_image(num_prompts: int, num_seeds: int) -> NDArray[np.intp]:
+    return np.repeat(np.arange(num_prompts), num_seeds)
 
 
 def _training_pictures(run: Run, dataset: Dataset, base: BaseModel, networks: Networks) -> Pictures:

@@ -4,7 +4,7 @@ import copy
 import gc
 import math
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ MAX_BATCH = {"cpu": 96, "mps": 128, "cuda": 512}
 """Samples in one forward of the UNet, guidance included, by kind of device."""
 MAX_PIXELS = 16 * 1024**2
 """Pixels of the images in one forward: larger images go in smaller batches."""
+Reading = tuple[TextEmbedding, TextEmbedding]
+"""Conditioning of n prompts, and of the empty prompt (1)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +36,13 @@ class _Asked:
     scheduler: DPMSolverMultistepScheduler
     """With its timesteps on the device; a copy of it for every drawing."""
     guidance: float
+    own: Mapping[int, Reading]
+    """By slot, what adapters draw instead that read prompts otherwise."""
+
+    def reading(self, slot: int, rows: slice) -> Reading:
+        """Some of the prompts, as a slot reads them."""
+        text, empty = self.own.get(slot, (self.text, self.empty))
+        return text[rows], empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +61,10 @@ def generate(
     sampler: Sampler,
     num_slots: int = 1,
     on_progress: Callable[[float], None] = lambda fraction: None,
+    own: Mapping[int, Reading] | None = None,
 ) -> NDArray[np.uint8]:
     """`drawings` of all slots, (num_slots, n, height, width, 3)."""
-    return np.stack(list(drawings(base, text, empty, seeds, sampler, num_slots, on_progress)))
+    return np.stack(list(drawings(base, text, empty, seeds, sampler, num_slots, on_progress, own)))
 
 
 def drawings(
@@ -65,10 +75,12 @@ def drawings(
     sampler: Sampler,
     num_slots: int = 1,
     on_progress: Callable[[float], None] = lambda fraction: None,
+    own: Mapping[int, Reading] | None = None,
 ) -> Iterator[NDArray[np.uint8]]:
     """Draw n images through each of the `num_slots` adapters attached to the base (or the bare base: 1).
 
-    `text` holds n prompts and `seeds` their n seeds. Initial noise is drawn on the CPU, so that a seed
+    `text` holds n prompts and `seeds` their n seeds; `own` holds, by number, what adapters draw instead of
+    `text` and `empty` that read prompts otherwise. Initial noise is drawn on the CPU, so that a seed
     means the same noise on every machine. Sampler: DPM-Solver++ (2M), Lu et al. 2022 (arXiv 2211.01095),
     classifier-free guidance in the same forward. Gives each slot's (n, height, width, 3), in order, as soon
     as they are there: while the caller looks at them, a GPU and the lanes of a processor draw on.
@@ -77,7 +89,14 @@ def drawings(
     scheduler.set_timesteps(sampler.steps, device=base.device)
     scheduler.set_begin_index(0)  # else it searches, and waits for the device
     noise = torch.stack([_noise(base, seed) for seed in seeds]).to(base.device)
-    asked = _Asked(text=text, empty=empty, noise=noise, scheduler=scheduler, guidance=sampler.guidance)
+    asked = _Asked(
+        text=text,
+        empty=empty,
+        noise=noise,
+        scheduler=scheduler,
+        guidance=sampler.guidance,
+        own=own or {},
+    )
     parts = _planned(base, num_slots, len(seeds))
     chunks: list[list[NDArray[np.uint8]]] = [[] for _ in range(num_slots)]
     drawn = _in_lanes(base, asked, parts) if base.twins else _in_turn(base, asked, parts)
@@ -130,6 +149,10 @@ def _parts(number: int, size: int) -> list[range]:
     return [range(start, min(start + size, number)) for start in range(0, number, size)]
 
 
+def _rows(readings: Sequence[Reading], rows: slice) -> list[Reading]:
+    return [(text[rows], empty) for text, empty in readings]
+
+
 def _noise(base: BaseModel, seed: int) -> torch.Tensor:
     return torch.randn(base.latent_shape, generator=torch.Generator().manual_seed(seed))
 
@@ -153,19 +176,19 @@ class _Studio:
         key = (len(part.slots), len(part.rows), attached.shape if attached else None)
         if key not in self._artists:
             self._artists[key] = _Artist(self._base, self._asked.text[rows], len(part.slots))
-        return self._base.send(self._latents(self._artists[key], rows))
+        return self._base.send(self._latents(self._artists[key], part))
 
-    def _latents(self, artist: "_Artist", rows: slice) -> torch.Tensor:
+    def _latents(self, artist: "_Artist", part: _Part) -> torch.Tensor:
         """Once again with what others can spare where memory runs out."""
         try:
-            return artist.draw(self._asked, rows)
+            return artist.draw(self._asked, part)
         except torch.OutOfMemoryError:
             if not self._base.attached:
                 raise
         self._base.attached.spare()  # out of the handler, whose traceback holds tensors
         gc.collect()
         torch.cuda.empty_cache()
-        return artist.draw(self._asked, rows)
+        return artist.draw(self._asked, part)
 
 
 class _Artist:
@@ -180,9 +203,10 @@ class _Artist:
         self._projections: TextProjections = {}
         self._predict: Compute | None = None
 
-    def draw(self, asked: _Asked, rows: slice) -> torch.Tensor:
-        """Latents (K · n, …), ordered by slot, of some rows."""
-        self._read(asked.text[rows], asked.empty)
+    def draw(self, asked: _Asked, part: _Part) -> torch.Tensor:
+        """Latents (K · n, …), ordered by slot."""
+        rows = slice(part.rows.start, part.rows.stop)
+        self._read([asked.reading(slot, rows) for slot in part.slots])
         scheduler = copy.deepcopy(asked.scheduler)
         start = asked.noise[rows] * scheduler.init_noise_sigma
         latents: torch.Tensor = start.repeat(self._num_slots, 1, 1, 1)
@@ -192,10 +216,13 @@ class _Artist:
             latents = scheduler.step(prediction, timestep, latents).prev_sample
         return latents
 
-    def _read(self, text: TextEmbedding, empty: TextEmbedding) -> None:
+    def _read(self, readings: Sequence[Reading]) -> None:
         """In each slot first the n empty prompts, then the n prompts."""
-        unguided = TextEmbedding(empty.hidden.expand_as(text.hidden), empty.pooled.expand_as(text.pooled))
-        both = concatenate([unguided, text] * self._num_slots)
+        parts = []
+        for text, empty in readings:
+            unguided = TextEmbedding(empty.hidden.expand_as(text.hidden), empty.pooled.expand_as(text.pooled))
+            parts += [unguided, text]
+        both = concatenate(parts)
         self._text.hidden.copy_(both.hidden)
         self._text.pooled.copy_(both.pooled)
         found = project_text(self._base.unet, self._text.hidden)

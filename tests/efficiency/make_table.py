@@ -114,6 +114,7 @@ class Maker:
         if role == "search":
             began = time.monotonic()
             for slot, losses in enumerate(self.dev.denoise(len(rows))):
+                assert losses is not None
                 rows[slot] = replace(rows[slot], held_out_loss=float(losses.mean()))
             self._did("held-out loss", rows[0].modules, began, len(rows))
             if all(row.epoch == max(EPOCHS) for row in rows):

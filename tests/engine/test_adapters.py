@@ -125,13 +125,14 @@ def test_images_through_files_are_those_of_the_attached_slots(base: BaseModel, t
     ("rename", "message"),
     [
         (
-            ("unet.", "lora_unet_"),
-            r"keys are not of a UNet adapter of diffusers or PEFT .*as lora_unet_",
+            ("unet.", "model."),
+            r"keys are not of a LoRA of an SDXL in the layout of diffusers .*, such as model\.",
         ),
-        (("unet.", "transformer."), "such as transformer."),
-        (("lora_A", "lora_C"), "keys are not of a UNet adapter"),
+        (("unet.", "transformer."), "holds an adapter of another family, such as FLUX, .*: transformer."),
+        (("lora_A", "lora_C"), "keys are not of a LoRA"),
+        (("lora_A", "lora_B"), "lacks lora_A"),
         (("conv1.lora_A", "conv1.lora_A.default"), None),
-        (("conv1.lora_A", "conv\n1.lora_A"), r"keys are not of a UNet adapter .*\.conv 1\.lora_A"),
+        (("conv1.lora_A", "conv\n1.lora_A"), r"keys are not of a LoRA .*\.conv 1\.lora_A"),
         (("conv1.", "norm1."), r"linear or convolutional modules are not in .*such as .*norm1"),
         (("mid_block", "side_block"), r"modules are not in .*such as side_block"),
     ],
@@ -353,9 +354,8 @@ def test_what_peft_saves_is_refused_without_its_configuration(base: BaseModel, t
 def test_keys_of_both_layouts_in_one_file_are_refused(base: BaseModel, tmp_path: Path) -> None:
     renamed = ("unet.mid_block", "base_model.model.mid_block")
     file = changed(written(base, tmp_path / "a.safetensors"), tmp_path / "b.safetensors", renamed)
-    assert "or all base_model.model.<module>.lora_A.weight), such as base_model.model.mid" in refused(
-        base, file
-    )
+    message = refused(base, file)
+    assert "PEFT (all base_model.model.<module>.lora_A.weight)" in message and "such as unet." in message
 
 
 @pytest.mark.parametrize(("key", "shape"), [("lora_A", (4, 1)), ("lora_B", (1, 4))])

@@ -136,7 +136,7 @@ def with_nan(file: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (wrong_prefix, "are not of a UNet adapter of diffusers or PEFT"),
+        (wrong_prefix, "are not of a LoRA of an SDXL"),
         (truncated, "not a readable adapter"),
         (with_nan, "holds values that are not finite"),
         (Path.unlink, "no such file"),

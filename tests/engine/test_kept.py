@@ -70,6 +70,7 @@ def exam_of(base: BaseModel, scorer: Scorer, prompts: tuple[Prompt, ...], sample
     num_seeds = len(prompts[0].seeds)
     return Exam(
         split="dev",
+        prompts=tuple(prompt.text for prompt in prompts),
         base=base,
         scorer=scorer,
         judge=None,

@@ -1,0 +1,204 @@
+"""Export: an adapter of a run -> a folder to share, with its scores and what reproduces it in every file.
+
+    runs/NAME/export/
+        pytorch_lora_weights.safetensors   diffusers' layout
+        NAME.safetensors                   kohya's layout, which other tools read, with its `ss_` metadata
+        training_config.yaml               trains it again
+        README.md                          the model card
+        images/                            of the card
+
+Nothing in it names a folder of this machine.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import bench
+from bench.base import adaptable_names
+from bench.card import write_card
+from bench.config import TrialConfig
+from bench.errors import UsageError
+from bench.exported import DIFFUSERS_FILE, Exported, export_folder, shared_name
+from bench.files import replacing, write_text
+from bench.naming import Part, kohya_names, parse_key
+from bench.run import Run
+from bench.sources import find_source
+
+Layout = Literal["diffusers", "kohya"]
+SDXL = "StableDiffusionXLPipeline"
+BASE_VERSION = "sdxl_base_v1-0"
+ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
+"""What kohya's sd-scripts and Stability AI's model specification call an SDXL."""
+Tensors = dict[str, torch.Tensor]
+
+
+def export(exported: Exported, layouts: Collection[Layout]) -> Path:
+    """Write the folder, in place of one that was there before; returns it.
+
+    Raises UsageError for an adapter that cannot be read, MissingError if the base is not on this machine.
+    """
+    folder = export_folder(exported.run)
+    making = folder.with_name(".export.tmp")
+    shutil.rmtree(making, ignore_errors=True)
+    tensors, described = _read(exported.adapter)
+    config = exported.training_config.guide_yaml()
+    if "diffusers" in layouts:
+        _save(tensors, described | _own_metadata(exported, config), making / DIFFUSERS_FILE)
+    if "kohya" in layouts:
+        renamed = to_kohya(tensors, exported.config, base_unet(exported.run))
+        _save(
+            renamed,
+            kohya_metadata(exported, renamed) | _own_metadata(exported, config),
+            making / exported.kohya_file,
+        )
+    write_text(making / "training_config.yaml", config)
+    write_card(exported, making)
+    shutil.rmtree(folder, ignore_errors=True)
+    making.rename(folder)
+    return folder
+
+
+def _read(file: Path) -> tuple[Tensors, dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            return tensors, opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{file}: not a readable adapter: {error}") from None
+
+
+def _save(tensors: Tensors, metadata: Mapping[str, str], file: Path) -> None:
+    from safetensors.torch import save_file
+
+    with replacing(file) as temporary:
+        save_file(tensors, temporary, {"format": "pt", **metadata})
+
+
+# kohya's layout
+
+
+def base_unet(run: Run) -> torch.nn.Module:
+    """The UNet of a run's base without weights, whose modules have the names to translate.
+
+    Raises UsageError for a base that is no SDXL: other families have other names in this layout.
+    """
+    source = find_source(run.metadata.base, run.space.revision)
+    if source.family.pipeline != SDXL:
+        raise UsageError(
+            f"kohya's layout is written for SDXLs, and {run.metadata.base} is none; "
+            "--as diffusers writes the other alone"
+        )
+    unet: torch.nn.Module = source.blank("unet")
+    return unet
+
+
+def to_kohya(tensors: Tensors, config: TrialConfig, unet: torch.nn.Module) -> Tensors:
+    """Of diffusers' keys, as kohya's sd-scripts writes an SDXL; alpha is such that the scale stays."""
+    keys = {key: parse_key(key) for key in tensors}
+    strange = [key for key, parsed in keys.items() if parsed is None or parsed.tensor == "alpha"]
+    if strange:
+        raise UsageError(
+            f"kohya's layout has no name for {strange[0]}; --as diffusers writes the other alone"
+        )
+    layers: Any = unet.config
+    names: dict[Part, dict[str, str]] = {}
+    for part in {parsed.part for parsed in keys.values() if parsed}:
+        modules = [parsed.module for parsed in keys.values() if parsed and parsed.part == part]
+        listed = adaptable_names(unet) if part == "unet" else list(dict.fromkeys(modules))
+        names[part] = kohya_names(part, listed, layers.layers_per_block)
+    renamed: Tensors = {}
+    for key, parsed in keys.items():
+        assert parsed is not None
+        name = names[parsed.part][parsed.module]
+        renamed[f"{name}.lora_{parsed.tensor}.weight"] = tensors[key].contiguous()
+        if parsed.tensor == "down":
+            renamed[f"{name}.alpha"] = torch.tensor(config.scale * len(tensors[key]))
+    return renamed
+
+
+def kohya_metadata(exported: Exported, tensors: Tensors) -> dict[str, str]:
+    """What user interfaces show of a file; keys as sd-scripts writes them, and of its model specification."""
+    config, run = exported.config, exported.run
+    schedule = "constant_with_warmup" if config.warmup_steps else "constant"
+    side = run.space.resolution
+    said: dict[str, object] = {
+        "ss_output_name": run.metadata.name,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": config.rank,
+        "ss_network_alpha": config.scale * config.rank,
+        "ss_network_dropout": config.dropout,
+        "ss_base_model_version": BASE_VERSION,
+        "ss_sd_model_name": shared_name(run.metadata.base),
+        "ss_v2": False,
+        "ss_learning_rate": config.learning_rate,
+        "ss_unet_lr": config.learning_rate,
+        "ss_lr_scheduler": schedule,
+        "ss_lr_warmup_steps": config.warmup_steps,
+        "ss_optimizer": f"torch.optim.adamw.AdamW(weight_decay={config.weight_decay:g})",
+        "ss_max_grad_norm": config.max_grad_norm,
+        "ss_num_epochs": config.epochs,
+        "ss_epoch": config.epochs,
+        "ss_num_train_images": run.metadata.num_images["train"],
+        "ss_total_batch_size": config.batch_size,
+        "ss_caption_dropout_rate": config.caption_dropout,
+        "ss_enable_bucket": run.space.buckets,
+        "ss_mixed_precision": "bf16" if run.space.dtype == "bfloat16" else "no",
+        "ss_seed": config.seed,
+        "ss_training_comment": comment(exported),
+        "sshs_model_hash": _tensor_hash(tensors),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": ARCHITECTURE,
+        "modelspec.title": run.metadata.name,
+    }
+    if side:
+        said |= {"ss_resolution": f"({side}, {side})", "modelspec.resolution": f"{side}x{side}"}
+    if run.space.trigger:
+        said["modelspec.trigger_phrase"] = run.space.trigger
+    if any(tensor.ndim == 4 and tensor.shape[-1] > 1 for tensor in tensors.values()):
+        arguments = {"conv_dim": config.rank, "conv_alpha": config.scale * config.rank}
+        said["ss_network_args"] = json.dumps(arguments)
+    return {key: str(value) for key, value in said.items()}
+
+
+def comment(exported: Exported) -> str:
+    """The score in one line."""
+    name = exported.run.space.select_by
+    score = exported.scores[name]
+    gain = "" if score.gain is None else f", {score.gain:+.4f} ± {score.gain_stderr:.4f} over the base"
+    return (
+        f"bench {bench.__version__}, {exported.name}: {name} {score.value:.4f} ± {score.stderr:.4f}{gain} "
+        f"on {score.num_prompts} {exported.split} prompts"
+    )
+
+
+def _own_metadata(exported: Exported, config: str) -> dict[str, str]:
+    """In files of both layouts: what reproduces it, and all scores with their errors."""
+    run, floor = exported.run, exported.run.floor()
+    scores = {name: asdict(score) for name, score in exported.scores.items()}
+    return {
+        "bench_version": bench.__version__,
+        "bench_training_config": config,
+        "bench_scores": json.dumps(scores, sort_keys=True),
+        "bench_scored_on": f"{exported.split} prompts",
+        "bench_trainings": str(exported.num_trainings),
+        "bench_noise_floor": json.dumps(asdict(floor), sort_keys=True) if floor else "",
+        "bench_base_sha256": run.metadata.base_fingerprint,
+        "bench_data_sha256": run.metadata.data_fingerprint,
+    }
+
+
+def _tensor_hash(tensors: Tensors) -> str:
+    """sha256 of a file's tensors without its header, by which user interfaces know a LoRA."""
+    from safetensors.torch import save
+
+    data = save(tensors)
+    return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()

@@ -1,0 +1,137 @@
+"""Publish: the exported folder of a run -> a model on the Hub; its name and who sees it are checked first."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bench
+from bench.errors import BenchError, MissingError, UsageError
+from bench.exported import PLACEHOLDER, export_folder
+from bench.run import Run
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+REASONS = {
+    401: "the Hub refuses the token: `hf auth login` keeps another, or set HF_TOKEN",
+    403: "the token may not write there",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upload:
+    """A folder, ready to be sent."""
+
+    folder: Path
+    target: str
+    private: bool
+    is_new: bool
+    """Whether the repository has to be made."""
+    token: str
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for path in sorted(self.folder.rglob("*")) if path.is_file()]
+
+    def __str__(self) -> str:
+        size = sum(path.stat().st_size for path in self.files) / 1e6
+        seen = "private" if self.private else "public"
+        repository = f"a new {seen} model" if self.is_new else f"a {seen} model that exists"
+        return f"{len(self.files)} files, {size:.1f} MB, to {self.target}, {repository}"
+
+    def send(self) -> str:
+        """Upload; returns the address. Raises UsageError if the token is refused, BenchError."""
+        from huggingface_hub import CommitOperationAdd
+
+        message = f"Upload with bench {bench.__version__}"
+        with explained(self.target, self.token):
+            api = _api(self.token)
+            if self.is_new:
+                api.create_repo(self.target, private=self.private)
+            added = [CommitOperationAdd(self._name(path), self._content(path)) for path in self.files]
+            api.create_commit(self.target, added, commit_message=message)
+            return f"{api.endpoint}/{self.target}"
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def _content(self, path: Path) -> bytes | Path:
+        """The card says where it lies."""
+        if self._name(path) != "README.md":
+            return path
+        return path.read_text(encoding="utf-8").replace(PLACEHOLDER, self.target).encode()
+
+
+def prepared(run: Run, target: str, *, private: bool) -> Upload:
+    """What would be sent.
+
+    Raises UsageError for a name that is none, or if the repository exists and more people see it than asked
+    for; MissingError where there is no export or no token; BenchError if the Hub cannot be reached.
+    """
+    if not HUB_ID.fullmatch(target):
+        raise UsageError(f"{target}: give OWNER/NAME, of letters, digits, dots, dashes and underscores")
+    folder = export_folder(run)
+    if not (folder / "README.md").exists():
+        raise MissingError(f"{folder}: nothing to upload; `bench export {run.metadata.name}` writes it")
+    token = _token()
+    with explained(target, token):
+        is_private = _visibility(target, token)
+    if is_private is False and private:
+        raise UsageError(f"{target}: exists and is public; give --public to upload into it, or another name")
+    is_new = is_private is None
+    return Upload(
+        folder=folder,
+        target=target,
+        private=private if is_private is None else is_private,
+        is_new=is_new,
+        token=token,
+    )
+
+
+def _visibility(target: str, token: str) -> bool | None:
+    """Whether a repository is private; None if there is none."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return bool(_api(token).model_info(target).private)
+    except RepositoryNotFoundError as error:
+        if error.response.status_code == 401:
+            raise
+        return None
+
+
+def _api(token: str) -> Any:
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    return HfApi(token=token)
+
+
+def _token() -> str:
+    from huggingface_hub import get_token
+
+    if token := get_token():
+        return token
+    raise MissingError("no token of the Hub on this machine: `hf auth login` keeps one, or set HF_TOKEN")
+
+
+@contextmanager
+def explained(target: str, token: str) -> Iterator[None]:
+    """What goes wrong with the Hub is one line that names the target, without the token."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        said = REASONS.get(status, f"the Hub answers {status}: {_one_line(error, token)}")
+        raise UsageError(f"{target}: {said}") from None
+    except Exception as error:  # those of its HTTP library have no common base that is ours to name
+        said = f"{type(error).__name__}: {_one_line(error, token)}"
+        raise BenchError(f"{target}: the Hub cannot be reached, or broke off: {said}") from None
+
+
+def _one_line(error: Exception, token: str) -> str:
+    return " ".join(str(error).replace(token, "***").split())[:300]
