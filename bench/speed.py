@@ -163,9 +163,11 @@ def estimate(space: SearchSpace, mode: Mode, num_images: int) -> Estimate:
     probes = prompts.training + prompts.altered + prompts.style + prompts.unrelated
     probe = probes * prompts.probe_seeds
     trial = samples / mode.samples.median + dev * (len(rungs) + 1) / 2 / mode.images.median
-    retrained = confirm.finalists * confirm.seeds + max(confirm.seeds, space.floor)
+    of_default = max(confirm.seeds, space.floor)
+    retrained = confirm.finalists * confirm.seeds + of_default
+    probed = confirm.seeds + of_default
     of_base = dev + test * (2 if space.floor else 1) + probe
-    confirmed = (retrained * (test + probe) + of_base) / mode.images.median
+    confirmed = (retrained * test + probed * probe + of_base) / mode.images.median
     return Estimate(
         num_images=num_images,
         trial_seconds=trial,
