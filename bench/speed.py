@@ -44,8 +44,9 @@ class Mode:
     samples_share: float
     """Part of the limit that training reaches, counting the work that plain PEFT and diffusers do for it.
 
-    More than 1 is possible: Winograd's convolutions need up to 2.25 times fewer products (Lavin & Gray
-    2016, arXiv 1509.09308), and what a text gives is kept over the steps.
+    More than 1 is possible: what a text gives is kept over the steps, and the libraries that compute
+    convolutions may be faster than those of products, by Winograd's method (Lavin & Gray 2016, arXiv
+    1509.09308) on a GPU, or because a processor's maker is another.
     """
     images_share: float
     memory: int
