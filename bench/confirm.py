@@ -2,7 +2,7 @@
 
 What is chosen, epochs and winner, is chosen by the retrainings' scores on the dev prompts. What is
 reported are their scores on the test prompts: the luck of prompts and images is not in the choice. The luck
-of the retrainings is, a little: a lucky one is lucky on both.
+of the retrainings is, a little: a lucky one is lucky on both. The winner and the default draw probes too.
 """
 
 import shutil
@@ -49,9 +49,11 @@ class Confirmation:
         self._retrain(configs)
         by_epoch = {label: self._by_epoch(label) for label in configs}
         chosen = {label: self._with_best_epochs(label, configs[label], by_epoch[label]) for label in configs}
-        self._examine(chosen)
+        self._examine(chosen, "test")
+        probed = self._probe(chosen, by_epoch)
         candidates = [
-            self._candidate(label, chosen[label], by_epoch[label], searched.get(label)) for label in chosen
+            self._candidate(label, chosen[label], by_epoch[label], searched.get(label), label in probed)
+            for label in chosen
         ]
         result = self._result([candidate for candidate in candidates if candidate], seconds())
         result = replace(result, agreement=self._agreement(chosen))
@@ -67,7 +69,8 @@ class Confirmation:
         """
         default = self.run.space.default
         self._retrain({"default": default})
-        self._examine({"default": default})
+        for split in self._splits:
+            self._examine({"default": default}, split)
         if (found := self._write_floor(default)) is None:
             raise StudyError(
                 f"no floor: fewer than 2 trainings of the default could be scored{self._first_failure()}",
@@ -86,8 +89,11 @@ class Confirmation:
         return self._work(self.num_trainings("default") + confirm.finalists * confirm.seeds)
 
     def _work(self, trainings: int) -> float:
-        examined = sum(self.packs.drawing(self.exams[split]) for split in self._splits)
-        return trainings * (self.packs.typical(self.exams["dev"], self.run.space.rungs) + examined)
+        """Only the winner and the default draw probes."""
+        probed = min(trainings, self.num_trainings("default") + self.run.space.confirm.seeds)
+        num_drawn: dict[Split, int] = {"test": trainings, "probe": probed}
+        examined = sum(num_drawn[split] * self.packs.drawing(self.exams[split]) for split in self._splits)
+        return trainings * self.packs.typical(self.exams["dev"], self.run.space.rungs) + examined
 
     @property
     def _splits(self) -> list[Split]:
@@ -145,22 +151,35 @@ class Confirmation:
 
     # Examining, on the test prompts and probes
 
-    def _examine(self, chosen: Mapping[str, TrialConfig]) -> None:
-        trained = [
-            (record, config.epochs) for label, config in chosen.items() for record in self._records(label)
+    def _examine(self, chosen: Mapping[str, TrialConfig], split: Split) -> None:
+        adapters = [
+            (
+                runs.adapter_file(record.path, config.epochs),
+                runs.exam_folder(record.path, config.epochs, split),
+            )
+            for label, config in chosen.items()
+            for record in self._records(label)
         ]
-        for split in self._splits:
-            adapters = [
-                (runs.adapter_file(record.path, epochs), runs.exam_folder(record.path, epochs, split))
-                for record, epochs in trained
-            ]
-            self.packs.examine(adapters, self.exams[split])
+        self.packs.examine(adapters, self.exams[split])
 
-    def _examined(self, label: str, config: TrialConfig) -> list[tuple[TrialRecord, list[Evaluation]]]:
-        """Retrainings that were scored on every split, with one Evaluation a split."""
+    def _probe(self, chosen: Mapping[str, TrialConfig], by_epoch: Mapping[str, ByEpoch]) -> set[str]:
+        """Labels of those that draw probes: the default, and the winner, which the dev prompts tell."""
+        scored = [label for label, config in chosen.items() if self._examined(label, config, ["test"])]
+        if "probe" not in self.exams or not scored:
+            return set()
+        metric = self.run.space.select_by
+        winner = best(scored, metric, lambda label: by_epoch[label][chosen[label].epochs][metric].value)
+        probed = {"default", winner}
+        self._examine({label: config for label, config in chosen.items() if label in probed}, "probe")
+        return probed
+
+    def _examined(
+        self, label: str, config: TrialConfig, splits: Sequence[Split]
+    ) -> list[tuple[TrialRecord, list[Evaluation]]]:
+        """Retrainings that were scored on all `splits`, with one Evaluation a split."""
         found = []
         for record in self._records(label):
-            folders = [runs.exam_folder(record.path, config.epochs, split) for split in self._splits]
+            folders = [runs.exam_folder(record.path, config.epochs, split) for split in splits]
             if all(runs.has_evaluation(folder) for folder in folders):
                 found.append((record, [runs.read_evaluation(folder) for folder in folders]))
         return found
@@ -171,8 +190,9 @@ class Confirmation:
         config: TrialConfig,
         by_epoch: ByEpoch,
         searched: tuple[int, Evaluation] | None,
+        is_probed: bool,
     ) -> Candidate | None:
-        examined = self._examined(label, config)
+        examined = self._examined(label, config, EXAMINED if is_probed else ["test"])
         if not examined:
             return None
         combined = [combine(evaluations) for evaluations in _by_split(examined)]
@@ -206,7 +226,7 @@ class Confirmation:
             return None
         dev, test = [], []
         for label, config in chosen.items():
-            for record, evaluations in self._examined(label, config):
+            for record, evaluations in self._examined(label, config, ["test"]):
                 dev.append(values_of(record, config.epochs, [metric])[0])
                 test.append(evaluations[0].scores[metric].value)
         return Agreement(
@@ -225,7 +245,7 @@ class Confirmation:
         """None, and nothing written, where none is wanted or fewer than two trainings could be scored."""
         if not self.run.space.floor:
             return None
-        examined = self._examined("default", default)
+        examined = self._examined("default", default, self._splits)
         trainings = [{name: e.scores[name] for e in found for name in e.scores} for _, found in examined]
         if len(trainings) < 2:
             return None

@@ -8,7 +8,8 @@
     trials/0007/                one trial of the search: trial.json, config.yaml, losses.csv,
         epoch-04/               and an Evaluation on the dev prompts with its adapter at every rung
     confirm/0007-seed-1/        the same for a finalist (or `default-…`) retrained on a fresh seed;
-        epoch-04/{test,probe}/  at its chosen epoch also Evaluations on prompts the search never saw
+        epoch-04/{test,probe}/  at its chosen epoch also Evaluations on prompts the search never saw; on
+                                probes of the winner and of the default alone
     adapters/3f1c09ab62d4/      an adapter file that was compared or scored, by its SHA-256 (and its weight,
         {dev,test,probe}/       3f1c09ab62d4-at-0.7): adapter.json, and Evaluations with it
     floor.json                  the Floor: what trainings of one configuration differ by

@@ -44,8 +44,9 @@ class Mode:
     samples_share: float
     """Part of the limit that training reaches, counting the work that plain PEFT and diffusers do for it.
 
-    More than 1 is possible: Winograd's convolutions need up to 2.25 times fewer products (Lavin & Gray
-    2016, arXiv 1509.09308), and what a text gives is kept over the steps.
+    More than 1 is possible: what a text gives is kept over the steps, and the libraries that compute
+    convolutions may be faster than those of products, by Winograd's method (Lavin & Gray 2016, arXiv
+    1509.09308) on a GPU, or because a processor's maker is another.
     """
     images_share: float
     memory: int
@@ -163,9 +164,11 @@ def estimate(space: SearchSpace, mode: Mode, num_images: int) -> Estimate:
     probes = prompts.training + prompts.altered + prompts.style + prompts.unrelated
     probe = probes * prompts.probe_seeds
     trial = samples / mode.samples.median + dev * (len(rungs) + 1) / 2 / mode.images.median
-    retrained = confirm.finalists * confirm.seeds + max(confirm.seeds, space.floor)
+    of_default = max(confirm.seeds, space.floor)
+    retrained = confirm.finalists * confirm.seeds + of_default
+    probed = confirm.seeds + of_default
     of_base = dev + test * (2 if space.floor else 1) + probe
-    confirmed = (retrained * (test + probe) + of_base) / mode.images.median
+    confirmed = (retrained * test + probed * probe + of_base) / mode.images.median
     return Estimate(
         num_images=num_images,
         trial_seconds=trial,

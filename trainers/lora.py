@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bench.base import Reader, adaptable_names, target_names
-from bench.blocks import text_readers
+from bench.blocks import linear, text_readers
 from bench.config import TrialConfig
 from bench.errors import UsageError
 from bench.graphs import aside
@@ -134,7 +134,7 @@ class Group:
         if self.merged is not None:
             weights = rows(self.merged, 1).flatten(1, 2)
             parts = zip(x.chunk(len(weights)), weights, strict=True)
-            return _joined([F.linear(part, weight, self.bias) for part, weight in parts])
+            return _joined([linear(part, weight, self.bias) for part, weight in parts])
         weight, A, B = rows(self.weight, 0).flatten(0, 1), rows(self.A, 1).flatten(1, 2), self.B[:, modules]
         gradient = self.gradient
         if gradient:

@@ -100,7 +100,7 @@ def test_an_image_does_not_depend_on_the_others(base: BaseModel, monkeypatch: py
     assert_same(drawn(base)[0], together)
 
 
-def test_lanes_give_what_one_thread_gives(
+def test_lanes_draw_to_the_bit_what_one_thread_draws(
     tmp_path: Path, base: BaseModel, wide: BaseModel, data: TrainingData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not base.twins and len(wide.twins) == 2
@@ -120,7 +120,7 @@ def test_lanes_give_what_one_thread_gives(
                 gap = LossGap(one, data.buckets[0][:4], data.buckets[0][4:])
                 found.append((drawn(one, max(1, len(given))), gap.losses(max(1, len(given)))))
         np.testing.assert_array_equal(found[0][0], found[1][0])
-        np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-6)
+        np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)  # in batches of other sizes
     assert all(twin.attached is None for twin in wide.twins)
 
 

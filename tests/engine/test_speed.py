@@ -197,7 +197,7 @@ def test_the_estimate_adds_up_all_trainings_and_images(base: BaseModel) -> None:
     found = estimate(given, _mode(one), num_images=20)
     assert found.trial_seconds == 1.5 * 20 + 1.5 * 8, "30 samples and 12 images, one a second"
     retrained, of_base = 2 * 3 + 4, 8 + 2 * 10 + 35
-    assert found.study_seconds == (10 + retrained) * 42 + retrained * (10 + 35) + of_base
+    assert found.study_seconds == (10 + retrained) * 42 + retrained * 10 + (3 + 4) * 35 + of_base
     halved = given.model_copy(update={"sampler": Sampler(steps=2, rung_steps=1)})
     assert estimate(halved, _mode(one), num_images=20).trial_seconds == 1.5 * 20 + 1.5 * 4
 

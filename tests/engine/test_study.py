@@ -175,7 +175,7 @@ def test_the_result_rests_on_fresh_seeds_and_unseen_prompts(search: Search) -> N
     assert result.winner == max(chosen, key=lambda label: chosen[label])
 
 
-def test_confirmed_adapters_are_examined_on_three_sets_of_prompts(search: Search) -> None:
+def test_confirmed_adapters_draw_test_prompts_the_winner_and_the_default_probes_too(search: Search) -> None:
     run = search()
     result = run.result()
     assert result is not None
@@ -185,7 +185,10 @@ def test_confirmed_adapters_are_examined_on_three_sets_of_prompts(search: Search
             for evaluation in evaluations:
                 assert len(evaluation.features) == sum(len(prompt.seeds) for prompt in prompts)
         assert len(run.evaluations(candidate, "test")) == len(candidate.records) == 2
-        assert {"similarity", "shift", "loss_gap", "clip_change"} <= set(candidate.scores)
+        is_probed = candidate.label in {"default", result.winner}
+        assert len(run.evaluations(candidate, "probe")) == 2 * is_probed
+        assert {"shift", "loss_gap", "clip_change"} <= set(candidate.scores) or not is_probed
+        assert "similarity" in candidate.scores
         spread = candidate.seed_spread["similarity"]
         values = [e.scores["similarity"].value for e in run.evaluations(candidate, "test")]
         assert spread == pytest.approx(np.std(values, ddof=1))
