@@ -323,7 +323,7 @@ def push_data(
     The token is the one of `hf auth login`, or HF_TOKEN.
     """
     import reports.sharing
-    from bench.hub import prepared
+    from bench.data_upload import prepared
 
     console = _console()
     with prepared(source, target, private=not public) as upload:

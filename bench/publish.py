@@ -1,22 +1,17 @@
 """Publish: the exported folder of a run -> a model on the Hub; its name and who sees it are checked first."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import bench
-from bench.errors import BenchError, MissingError, UsageError
+from bench.errors import MissingError, UsageError
 from bench.exported import PLACEHOLDER, export_folder
+from bench.hub import explained, find_token
 from bench.run import Run
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-REASONS = {
-    401: "the Hub refuses the token: `hf auth login` keeps another, or set HF_TOKEN",
-    403: "the token may not write there",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +69,7 @@ def prepared(run: Run, target: str, *, private: bool) -> Upload:
     folder = export_folder(run)
     if not (folder / "README.md").exists():
         raise MissingError(f"{folder}: nothing to upload; `bench export {run.metadata.name}` writes it")
-    token = _token()
+    token = find_token()
     with explained(target, token):
         is_private = _visibility(target, token)
     if is_private is False and private:
@@ -107,31 +102,3 @@ def _api(token: str) -> Any:
 
     disable_progress_bars()
     return HfApi(token=token)
-
-
-def _token() -> str:
-    from huggingface_hub import get_token
-
-    if token := get_token():
-        return token
-    raise MissingError("no token of the Hub on this machine: `hf auth login` keeps one, or set HF_TOKEN")
-
-
-@contextmanager
-def explained(target: str, token: str) -> Iterator[None]:
-    """What goes wrong with the Hub is one line that names the target, without the token."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        yield
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        said = REASONS.get(status, f"the Hub answers {status}: {_one_line(error, token)}")
-        raise UsageError(f"{target}: {said}") from None
-    except Exception as error:  # those of its HTTP library have no common base that is ours to name
-        said = f"{type(error).__name__}: {_one_line(error, token)}"
-        raise BenchError(f"{target}: the Hub cannot be reached, or broke off: {said}") from None
-
-
-def _one_line(error: Exception, token: str) -> str:
-    return " ".join(str(error).replace(token, "***").split())[:300]

@@ -1,8 +1,8 @@
 """What `bench data caption` wrote and `bench data push` would send, in words; imports nothing heavy."""
 
 from bench.captions import Captioned
+from bench.data_upload import DatasetUpload
 from bench.dataset import MAX_LISTED, printable
-from bench.hub import DatasetUpload
 
 NUM_SHOWN = 3
 

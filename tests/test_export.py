@@ -242,7 +242,7 @@ def test_push_uploads_again_but_not_into_what_others_see(push: Push, hub: Hub) -
     [
         ("someone/fox", None, "bench: no token of the Hub on this machine"),
         ("someone/fox", "hf_wrong" * 4, "bench: someone/fox: the Hub refuses the token"),
-        ("other/fox", "", "bench: other/fox: the token may not write there"),
+        ("other/fox", "", "bench: other/fox: the token may not write to other"),
         ("fox", "", "bench: fox: give OWNER/NAME"),
     ],
 )

@@ -145,7 +145,7 @@ def test_a_name_that_is_taken_stays_as_it_is(hub: Any, push: Push, mine: Path) -
     before = dict(hub.repos["dataset", "someone/mine"].files)
     done = push("mine", "someone/mine", "--public", "--yes")
     assert done.returncode == 2
-    assert done.stderr.startswith("bench: someone/mine: there is a data set of that name already")
+    assert done.stderr.startswith("bench: someone/mine: there is one of that name already")
     assert hub.repos["dataset", "someone/mine"].files == before
 
 
