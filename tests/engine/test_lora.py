@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
@@ -15,7 +16,7 @@ from bench.blocks import text_readers
 from bench.config import TrialConfig
 from bench.denoising import DenoisingLoss
 from bench.errors import UsageError
-from trainers.dropout import Masked
+from trainers.dropout import Masked, Masks
 from trainers.loop import train
 from trainers.lora import Adapter, SlotModule, Slots, initial_adapter, load_adapter, save_adapter
 from trainers.samples import batch, draw
@@ -337,3 +338,19 @@ def test_warm_up_then_a_constant_rate_keeps_epochs_nested(base: BaseModel, data:
     short = config.model_copy(update={"epochs": 2})
     alone = next(train(base, data, iter([short]), [2], 1)).adapter(0)
     assert_close(long[2], alone, tolerance=0 if base.device.type == "cpu" else 1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mask_on_a_processor_is_numpys_16_bits_by_place(
+    layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    masks = Masks(2, 3, 1, torch.device("cpu"))
+    masks.set_rates([0.3, 0.0])
+    masks.set_keys(torch.arange(6, dtype=torch.int32).view(2, 3))
+    x = torch.ones(6, 5, 3, 7, dtype=dtype).to(memory_format=layout)
+    kept = masks.mask(0)(x)
+    generator = np.random.Generator(np.random.SFC64(int(masks._keys[0, 0, 0]) & 0xFFFFFFFF))
+    expected = generator.integers(0, 1 << 16, (3, 5, 3, 7), dtype=np.uint16) >= round(0.3 * (1 << 16))
+    np.testing.assert_array_equal(kept[:3].float().numpy(), expected)
+    assert kept.dtype == dtype and kept[3:].all()
