@@ -6,7 +6,7 @@ what it would have given alone, whatever its neighbours.
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -118,18 +118,26 @@ def _trial(index: int, config: TrialConfig, rungs: Sequence[int], data: Training
 class Pack:
     """The trials that train now, one a slot; use as a context manager."""
 
-    def __init__(self, base: BaseModel, data: TrainingData, trials: Sequence[Trial]) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        data: TrainingData,
+        trials: Sequence[Trial],
+        begun: "States | None" = None,
+        num_parts: int = 1,
+    ) -> None:
+        """Trials that have `begun` go on where they were; each batch is trained in so many parts, or more."""
         self._base, self._data = base, data
         self._unet: Any = base.unet
         self._drawn: dict[tuple[int, int], Draw] = {}
         self._graphs: dict[tuple[int, int], Compute] = {}
         """By bucket and number of samples, as `_drawn`."""
-        self._num_parts, self._checkpoints = 1, False
+        self._num_parts, self._checkpoints = num_parts, False
         self._places: list[Trial | None] = []
         """By slot."""
         self._objective = DenoisingLoss(base)
         self.losses: dict[int, list[float]] = {trial.index: trial.losses for trial in trials}
-        self._attach(trials)
+        self._attach(trials, begun or {})
 
     def __enter__(self) -> "Pack":
         return self
@@ -147,11 +155,15 @@ class Pack:
     def slot(self, trial: Trial) -> int:
         return self._places.index(trial)
 
-    def advance(self, on_step: Callable[[int], None]) -> None:
-        """To the next step at which some trial stands at a rung; raises torch.OutOfMemoryError."""
-        number = min(trial.ends[0][1] - trial.step for trial in self.trials)
+    @property
+    def num_left(self) -> int:
+        """Steps to the next at which some trial stands at a rung."""
+        return min(trial.ends[0][1] - trial.step for trial in self.trials)
+
+    def advance(self, on_step: Callable[[int], None], number: int | None = None) -> None:
+        """So many steps, or to the next rung; raises torch.OutOfMemoryError."""
         history, running = [], deque[Any]()
-        for _ in range(number):
+        for _ in range(number or self.num_left):
             history.append(self._step_in_memory())
             if self._base.device.type == "cuda":
                 running.append(torch.cuda.current_stream().record_event())
@@ -269,31 +281,39 @@ class Pack:
         left = max(trial.ends[-1][1] - trial.step for trial in self.trials)
         return 2 * num_empty >= len(self._places) and left >= MIN_SHRINK
 
-    def _attach(self, trials: Sequence[Trial]) -> None:
+    def _attach(self, trials: Sequence[Trial], begun: "States") -> None:
         self._places = list(trials)
         configs = [trial.config for trial in trials]
         self.slots = Slots(self._base.unet, configs, math.ceil(configs[0].batch_size / self._num_parts))
         self._optimizer = AdamW(self.slots.weights, self.slots.num_A, self.slots.factor)
         self.slots.__enter__()  # once nothing can run out of memory any more
-
-    def _attach_again(self, trials: Sequence[Trial]) -> None:
-        """In slots of other shapes, where those that have begun go on."""
-        begun = {t.index: self._state(self.slot(t)) for t in trials if t in self._places}
-        self._graphs.clear()
-        self._drawn.clear()
-        self.slots.__exit__()
-        self.slots.weights = self._optimizer.mean = self._optimizer.square = torch.empty(0)
-        self._attach(trials)
         for slot, trial in enumerate(trials):
             if trial.index in begun:
                 for rows, values in zip(self._rows(), begun[trial.index], strict=True):
                     self.slots.write(rows, slot, values)
 
-    def _state(self, slot: int) -> list[Adapter]:
-        return [self.slots.read(rows, slot) for rows in self._rows()]
+    def _attach_again(self, trials: Sequence[Trial]) -> None:
+        """In slots of other shapes, where those that have begun go on."""
+        begun = self.states()
+        self._graphs.clear()
+        self._drawn.clear()
+        self.slots.__exit__()
+        self.slots.weights = self._optimizer.mean = self._optimizer.square = torch.empty(0)
+        self._attach(trials, begun)
+
+    def states(self) -> "States":
+        """Of all trials."""
+        return {
+            trial.index: [self.slots.read(rows, self.slot(trial)) for rows in self._rows()]
+            for trial in self.trials
+        }
 
     def _rows(self) -> tuple[torch.Tensor, ...]:
         return self.slots.weights, self._optimizer.mean, self._optimizer.square
+
+
+States = Mapping[int, Sequence[Adapter]]
+"""By a trial's index: its weights, and their moments' mean and square."""
 
 
 def _mean(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
