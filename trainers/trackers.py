@@ -33,6 +33,7 @@ def tracking(names: Sequence[str], output: Path, config: Mapping[str, Any]) -> I
     """Trackers that have been told the config; TensorBoard's files lie in `output`/logs."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+    plain = {key: str(value) if isinstance(value, list) else value for key, value in config.items()}
     trackers = []
     for name in names:
         kind = LOGGER_TYPE_TO_CLASS[name]
@@ -41,7 +42,7 @@ def tracking(names: Sequence[str], output: Path, config: Mapping[str, Any]) -> I
     try:
         for tracker in trackers:
             tracker.start()
-            tracker.store_init_configuration(dict(config))
+            tracker.store_init_configuration(plain)
         yield Trackers(trackers)
     finally:
         for tracker in trackers:
