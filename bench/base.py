@@ -21,6 +21,7 @@ from bench.errors import UsageError
 from bench.families import FAMILIES
 from bench.families.family import Prediction
 from bench.sources import find_source
+from bench.vae import find_vae
 
 ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
@@ -309,28 +310,41 @@ def load_base(
     resolution: int | None = None,
     dtype: str = "float32",
     prediction: Prediction | None = None,
+    vae: str | None = None,
 ) -> BaseModel:
     """The bundled base, a diffusers folder, a checkpoint, or a Hub model already on this machine.
 
-    Downloads nothing. `prediction` is what the UNet predicts, if the base does not say it or is wrong. Raises
-    MissingError if it is not on this machine, UsageError if it is of no supported family, or if a part of it
-    is missing or damaged.
+    Downloads nothing. `prediction` is what the UNet predicts, if the base does not say it or is wrong. `vae`
+    names another VAE than its own. Raises MissingError if it is not on this machine, UsageError if it is of
+    no supported family, or if a part of it is missing or damaged.
     """
     source = find_source(name, revision, getattr(torch, dtype), prediction)
     scale = source.check()
+    other_vae = find_vae(vae) if vae else None
+    if other_vae:
+        other_vae.check(scale)
     pipe = source.load("unet", "scheduler", *source.family.tokenizers)
     fingerprint = source.fingerprint()
     if prediction:
         pipe.scheduler.register_to_config(prediction_type=prediction)
         fingerprint = hashlib.sha256(f"{fingerprint} {prediction}".encode()).hexdigest()
+    if other_vae:
+        fingerprint = hashlib.sha256(f"{fingerprint} {other_vae.fingerprint()}".encode()).hexdigest()
     _check_schedule(name, pipe.scheduler)
+
+    def load_encoder(part: str) -> torch.nn.Module:
+        if part == "vae" and other_vae:
+            return other_vae.load(pipe.unet.dtype)
+        encoder: torch.nn.Module = getattr(source.load(part), part)
+        return encoder
+
     return BaseModel(
         pipe.to(device),
         name,
         fingerprint,
         resolution,
         vae_scale=scale,
-        load_encoder=lambda part: getattr(source.load(part), part),
+        load_encoder=load_encoder,
     )
 
 

@@ -97,6 +97,27 @@ def floor(
     console.print(f"Floor: {run.path / 'floor.json'}", markup=False, soft_wrap=True)
 
 
+@app.command("train")
+def train_one(
+    config: Annotated[Path, typer.Option(help="A training_config.yaml, of the guide or of a search.")],
+) -> None:
+    """Train one LoRA as a training_config.yaml says, with checkpoints, into its output_dir.
+
+    The same command again goes on from the last checkpoint.
+    """
+    from bench import yaml
+    from bench.config import TrainingConfig
+    from trainers.single import run_training
+
+    console = _console()
+    try:
+        file = run_training(yaml.read(config, TrainingConfig), console)
+    except KeyboardInterrupt:
+        console.print("Stopped. Run the same command to go on from the last checkpoint.")
+        raise typer.Exit(INTERRUPTED) from None
+    console.print(f"Adapter: {file}", markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command()
 def report(run: Annotated[str, typer.Argument(help="A run's name or folder.")]) -> None:
     """Write (again) the HTML report of a run."""

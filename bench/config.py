@@ -1,9 +1,9 @@
 """TrialConfig: everything that decides one LoRA's weights."""
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import yaml
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 
 from bench.yaml import Number, Spec
 
@@ -24,7 +24,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "all": ATTENTION + FEED_FORWARD + CONVOLUTIONS,
 }
 assert set(PRESETS) == set(get_args(Preset))
-MAX_RANK = 1024
+MAX_RANK, MAX_BATCH = 1024, 1024
 GUIDE_NAMES = {
     "rank": "lora_rank",
     "alpha": "lora_alpha",
@@ -34,6 +34,8 @@ GUIDE_NAMES = {
     "batch_size": "train_batch_size",
 }
 """Our name of a field -> its name in the training guide."""
+DTYPES = {"no": "float32", "fp16": "bfloat16", "bf16": "bfloat16"}
+"""The guide's `mixed_precision` -> arithmetic of the frozen model."""
 
 
 def _names(field: str) -> AliasChoices:
@@ -55,7 +57,7 @@ class TrialConfig(Spec):
     epochs: int = Field(ge=1, le=10_000, validation_alias=_names("epochs"))
     target_modules: Preset | tuple[str, ...] = Field("attention", validation_alias=_names("target_modules"))
     """A preset, or endings of module names as PEFT takes them."""
-    batch_size: int = Field(4, ge=1, le=1024, validation_alias=_names("batch_size"))
+    batch_size: int = Field(4, ge=1, le=MAX_BATCH, validation_alias=_names("batch_size"))
     weight_decay: Number = Field(0.01, ge=0)
     max_grad_norm: Number = Field(1.0, gt=0)
     warmup_steps: int = Field(0, ge=0)
@@ -82,15 +84,77 @@ class TrialConfig(Spec):
         return PRESETS[modules] if isinstance(modules, str) else modules
 
 
+def _word(value: object) -> object:
+    # YAML 1.1 reads the word no as false.
+    return "no" if value is False else value
+
+
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Tracker = Literal["tensorboard", "trackio", "wandb"]
+
+
 class TrainingConfig(TrialConfig):
     """A training_config.yaml: one training with the base and the data it is for."""
 
     model_name: str
+    """`emoji-xl`, a diffusers folder, a .safetensors checkpoint, or a model on the Hub."""
+    vae_name: str | None = None
+    """Another VAE than the model's own: a folder or a model on the Hub."""
     dataset_name: str
-    revision: str | None = None
-    resolution: int | None = None
-    dtype: str | None = None
+    """A bundled data set, a folder, or a data set on the Hub."""
+    image_column: str | None = None
+    caption_column: str | None = None
+    """Of a table, or of metadata.jsonl; found by themselves if left out."""
+    hold_out: bool = False
+    """Leave out the pictures that a search of these data holds out; splits of the data's own always count."""
     trigger: str | None = None
+    """Put in front of each caption that does not contain it."""
+    revision: str | None = None
+    """Commit of a model on the Hub."""
+    prediction: Literal["epsilon", "v_prediction"] | None = None
+    """What the model predicts, if it does not say it or is wrong."""
+    resolution: int | None = Field(None, ge=8, le=4096)
+    """Pixels of a side; the model's own if left out."""
+    buckets: bool = False
+    """Train on crops of several aspect ratios, each picture on the nearest; on squares if not."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Arithmetic of the frozen model; adapters are always float32."""
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, BeforeValidator(_word)] = None
+    """The guide's word for `dtype`; fp16 trains in bfloat16."""
+    gradient_accumulation_steps: int = Field(1, ge=1, le=MAX_BATCH)
+    """Parts of `batch_size` samples in each update."""
+    output_dir: str = Field("outputs", min_length=1)
+    save_steps: int = Field(500, ge=1)
+    """Updates between checkpoints."""
+    save_total_limit: int | None = Field(None, ge=1)
+    """Checkpoints that are kept, the last ones; all if left out."""
+    report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_listed)] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainingConfig":
+        if (size := self.batch_size * self.gradient_accumulation_steps) > MAX_BATCH:
+            raise ValueError(
+                f"train_batch_size times gradient_accumulation_steps must be at most {MAX_BATCH}, got {size}"
+            )
+        if self.dtype and self.mixed_precision and self.dtype != DTYPES[self.mixed_precision]:
+            raise ValueError(
+                f"dtype {self.dtype} and mixed_precision {self.mixed_precision} differ; give one of them"
+            )
+        return self
+
+    @property
+    def trial(self) -> TrialConfig:
+        """What decides the weights; its batch is all that an update sees."""
+        fields = {name: getattr(self, name) for name in TrialConfig.model_fields}
+        return TrialConfig(**fields | {"batch_size": self.batch_size * self.gradient_accumulation_steps})
+
+    @property
+    def arithmetic(self) -> str:
+        """`dtype`, by whichever name it is given."""
+        return self.dtype or DTYPES[self.mixed_precision or "no"]
 
     def guide_yaml(self) -> str:
         """As YAML under the training guide's names, target modules listed in full."""

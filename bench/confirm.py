@@ -267,8 +267,11 @@ class Confirmation:
             **winner.config.model_copy(update={"seed": record.config.seed}).model_dump(),
             model_name=space.base,
             dataset_name=self.run.metadata.data,
+            hold_out=True,
             revision=space.revision,
+            prediction=space.prediction,
             resolution=self.packs.base.resolution,
+            buckets=space.buckets,
             dtype=space.dtype,
             trigger=space.trigger,
         )

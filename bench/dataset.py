@@ -12,7 +12,7 @@ from PIL import Image
 
 from bench.errors import MissingError, UsageError
 from bench.folder import read_folder
-from bench.pictures import Entry, Fault, Flaw, digest
+from bench.pictures import ANY_COLUMNS, Columns, Entry, Fault, Flaw, digest
 from bench.tables import SPLITS, Tables, read_hub, read_tables, table_files
 
 BUILTIN = ("emoji/streamline", "emoji/pixel16", "emoji/fluent-3d")
@@ -88,9 +88,9 @@ def load_dataset(source: str, trigger: str | None = None) -> Dataset:
     return split(read_contents(source), trigger)
 
 
-def read_contents(source: str) -> Contents:
+def read_contents(source: str, columns: Columns = ANY_COLUMNS) -> Contents:
     """Read everything; raises UsageError or MissingError only where there is nothing to read."""
-    tables = _read(source)
+    tables = _read(source, columns)
     num_entries = sum(len(entries) for entries in tables.values())
     if num_entries == 0:
         raise UsageError(
@@ -115,38 +115,53 @@ def split(contents: Contents, trigger: str | None = None) -> Dataset:
     return Dataset(name=source, **{name: _triggered(examples, trigger) for name, examples in splits.items()})
 
 
+def load_training_images(
+    source: str, trigger: str | None = None, columns: Columns = ANY_COLUMNS, *, hold_out: bool = False
+) -> tuple[Example, ...]:
+    """What one training without a search sees: all images, or the `train` split of data that have splits.
+
+    With `hold_out`, what a search of the same data trains on. Raises UsageError with everything wrong.
+    """
+    contents = read_contents(source, columns)
+    if hold_out:
+        return split(contents, trigger).train
+    contents.check()
+    examples = contents.splits if len(contents.splits) == 1 else {"train": contents.splits["train"]}
+    return _triggered(next(iter(examples.values())), trigger)
+
+
 # Where it is
 
 
-def _read(source: str) -> Tables:
+def _read(source: str, columns: Columns) -> Tables:
     if source in BUILTIN:
         folder = Path(str(files("bench"))) / "builtin" / source
         if not folder.is_dir():
             raise MissingError(f"{source}: not in this installation; install bench again")
-        return _read_folder(folder)
+        return _read_folder(folder, columns)
     if source.startswith(("./", "../", "/", "~")) or (source and Path(source).exists()):
-        return _read_path(source)
+        return _read_path(source, columns)
     if hub := HUB_ID.fullmatch(source):
-        return read_hub(hub["name"], hub["revision"])
+        return read_hub(hub["name"], hub["revision"], columns)
     raise UsageError(
         f"{source}: no such folder; give a folder, owner/name of a data set on the Hub, "
         f"or one of {', '.join(BUILTIN)}"
     )
 
 
-def _read_path(source: str) -> Tables:
+def _read_path(source: str, columns: Columns) -> Tables:
     try:
         path = Path(source).expanduser().absolute()  # a worker may run in another folder
         if path.is_dir():
-            return read_tables(path) if table_files(path) else _read_folder(path)
+            return read_tables(path, columns) if table_files(path) else _read_folder(path, columns)
         problem = "is a file; give the folder it is in" if path.exists() else "no such folder"
     except (OSError, RuntimeError) as error:
         problem = f"cannot be read: {error}"
     raise UsageError(f"{source}: {problem}")
 
 
-def _read_folder(root: Path) -> Tables:
-    return {name: read_folder(root, folder) for name, folder in split_folders(root).items()}
+def _read_folder(root: Path, columns: Columns) -> Tables:
+    return {name: read_folder(root, folder, columns) for name, folder in split_folders(root).items()}
 
 
 def split_folders(root: Path) -> dict[str, Path]:

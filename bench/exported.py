@@ -62,8 +62,11 @@ class Exported:
             **self.config.model_dump(),
             model_name=shared_name(space.base),
             dataset_name=shared_name(self.run.metadata.data),
+            hold_out=True,
             revision=space.revision,
+            prediction=space.prediction,
             resolution=space.resolution,
+            buckets=space.buckets,
             dtype=space.dtype,
             trigger=space.trigger,
         )

@@ -7,19 +7,32 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PureWindowsPath
 
-from bench.pictures import MAX_BYTES, Entry, Fault, Flaw, read_file
+from bench.errors import UsageError
+from bench.pictures import ANY_COLUMNS, MAX_BYTES, Columns, Entry, Fault, Flaw, read_file
 
 METADATA = ("metadata.jsonl", "metadata.csv")
+IMAGE_COLUMNS, CAPTION_COLUMN = ("image", "file_name"), "text"
+"""What a folder's columns are called where nothing in it names them."""
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 UNSUPPORTED = {".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".svg", ".psd"}
 
 
-def read_folder(root: Path, folder: Path) -> list[Entry | Fault]:
-    """Entries of `folder`, sorted by name; names are relative to `root`, and no file lies outside it."""
+def read_folder(root: Path, folder: Path, columns: Columns = ANY_COLUMNS) -> list[Entry | Fault]:
+    """Entries of `folder`, sorted by name; names are relative to `root`, and no file lies outside it.
+
+    Raises UsageError for a column that it cannot have.
+    """
+    if columns.image not in (None, *IMAGE_COLUMNS):
+        raise UsageError(f"{root}: image_column {columns.image!r}: of a folder of pictures it is `image`")
     homes = (folder, folder / "images", folder / "train")
     for file in (home / name for home in homes for name in METADATA):
         if file.exists():
-            return sorted(_metadata_entries(root, file), key=lambda entry: entry.name)
+            return sorted(_metadata_entries(root, file, columns.caption), key=lambda entry: entry.name)
+    if columns.caption not in (None, CAPTION_COLUMN):
+        raise UsageError(
+            f"{root}: caption_column {columns.caption!r}: no metadata.jsonl in it; captions of .txt files "
+            f"are `{CAPTION_COLUMN}`"
+        )
     pictures = next(filter(None, map(pictures_in, homes)), [])
     return [_paired_entry(root, path) for path in pictures]
 
@@ -56,7 +69,7 @@ def _paired_entry(root: Path, path: Path) -> Entry | Fault:
 Row = dict[str, object]
 
 
-def _metadata_entries(root: Path, file: Path) -> Iterator[Entry | Fault]:
+def _metadata_entries(root: Path, file: Path, column: str | None) -> Iterator[Entry | Fault]:
     shown = file.relative_to(root).as_posix()
     try:
         rows = _rows(file.suffix, read_text(root, file))
@@ -66,7 +79,7 @@ def _metadata_entries(root: Path, file: Path) -> Iterator[Entry | Fault]:
     listed: dict[Path, int] = {}
     for line, row in rows:
         try:
-            yield _listed_entry(root, file.parent, _parsed(row), line, listed)
+            yield _listed_entry(root, file.parent, _captioned(_parsed(row), column), line, listed)
         except Flaw as flaw:
             yield Fault(name=f"{shown} line {line}", problem=str(flaw))
     folders = {file.parent, file.parent / "images", *(path.parent for path in listed)}
@@ -97,6 +110,13 @@ def _parsed(row: str | Row) -> Row:
     return parsed
 
 
+def _captioned(row: Row, column: str | None) -> Row:
+    """The row with its caption where captions are looked for."""
+    if column is None:
+        return {**row, CAPTION_COLUMN: row.get(CAPTION_COLUMN, row.get("caption"))}
+    return {**row, CAPTION_COLUMN: row.get(column)}
+
+
 def _listed_entry(root: Path, home: Path, row: Row, line: int, listed: dict[Path, int]) -> Entry:
     name = row.get("file_name")
     if not isinstance(name, str) or not name.strip():
@@ -109,7 +129,7 @@ def _listed_entry(root: Path, home: Path, row: Row, line: int, listed: dict[Path
     if (first := listed.setdefault(path, line)) != line:
         raise Flaw(f"{name} is listed twice, first on line {first}")
     check_file(root, path)
-    caption = row.get("text", row.get("caption"))
+    caption = row[CAPTION_COLUMN]
     return Entry(
         name=path.relative_to(root).as_posix(),
         caption=caption if isinstance(caption, str) else "",

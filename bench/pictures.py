@@ -15,6 +15,17 @@ MAX_PIXELS = 100_000_000
 MAX_BYTES = 100_000_000
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Columns:
+    """Where pictures and captions stand in a table, or in metadata.jsonl; None: found by itself."""
+
+    image: str | None = None
+    caption: str | None = None
+
+
+ANY_COLUMNS = Columns()
+
+
 class Flaw(Exception):
     """What is wrong with one file or row; a line in the list of problems."""
 

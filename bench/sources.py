@@ -71,10 +71,11 @@ def find_source(
             f"base {name}: no such folder; give emoji-xl, a diffusers folder, a .safetensors checkpoint or a "
             "Hub id owner/name"
         )
-    return open_folder(_hub_folder(name, revision), name, dtype)
+    return open_folder(hub_folder(f"base {name}", name, revision), name, dtype)
 
 
-def _hub_folder(name: str, revision: str | None) -> Path:
+def hub_folder(what: str, name: str, revision: str | None) -> Path:
+    """Where the Hub model `name` lies on this machine; raises MissingError, which says `what` it is."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -82,4 +83,4 @@ def _hub_folder(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError):
         wanted = f"{name} --revision {revision}" if revision else name
-        raise MissingError(f"base {name}: not on this machine; get it with: hf download {wanted}") from None
+        raise MissingError(f"{what}: not on this machine; get it with: hf download {wanted}") from None

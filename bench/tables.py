@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import MissingError, UsageError
-from bench.pictures import Entry, Fault, Flaw, read_bytes, read_file
+from bench.pictures import ANY_COLUMNS, Columns, Entry, Fault, Flaw, read_bytes, read_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,7 +31,7 @@ def table_files(folder: Path) -> list[Path]:
     return []
 
 
-def read_tables(folder: Path) -> Tables:
+def read_tables(folder: Path, columns: Columns = ANY_COLUMNS) -> Tables:
     """A data set that was downloaded from the Hub, or saved with `save_to_disk`."""
     import datasets
 
@@ -41,7 +41,7 @@ def read_tables(folder: Path) -> Tables:
             data = datasets.load_from_disk(str(folder)) if saved else _load_files(folder)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(f"{folder}: cannot be read as a data set: {_one_line(error)}") from None
-    return _tables(data, str(folder), cache=None)
+    return _tables(data, str(folder), columns, cache=None)
 
 
 def _load_files(folder: Path) -> Any:
@@ -54,7 +54,7 @@ def _load_files(folder: Path) -> Any:
     return datasets.load_dataset(files[0].suffix.removeprefix("."), data_files=by_split)
 
 
-def read_hub(name: str, revision: str | None) -> Tables:
+def read_hub(name: str, revision: str | None, columns: Columns = ANY_COLUMNS) -> Tables:
     """A data set on the Hub; with HF_HUB_OFFLINE=1, an earlier download of it."""
     import datasets
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -70,7 +70,7 @@ def read_hub(name: str, revision: str | None) -> Tables:
         ) from None
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(f"{name}: cannot be read as a data set: {_one_line(error)}") from None
-    return _tables(data, name, cache=Path(HF_HUB_CACHE))
+    return _tables(data, name, columns, cache=Path(HF_HUB_CACHE))
 
 
 def _ask_hub(name: str, revision: str | None) -> None:
@@ -89,19 +89,23 @@ def _ask_hub(name: str, revision: str | None) -> None:
 # Rows
 
 
-def _tables(data: Any, source: str, cache: Path | None) -> Tables:
+def _tables(data: Any, source: str, columns: Columns, cache: Path | None) -> Tables:
     splits = dict(data) if hasattr(data, "keys") else {"train": data}
     named = {SPLITS[name]: rows for name, rows in splits.items() if name in SPLITS}
     if set(named) != {"train", "dev", "test"}:
         name = "train" if "train" in splits else next(iter(splits))
-        return {name: list(_entries(splits[name], source, "row", cache))}
-    return {split: list(_entries(rows, source, f"{split} row", cache)) for split, rows in named.items()}
+        return {name: list(_entries(splits[name], source, columns, "row", cache))}
+    return {
+        split: list(_entries(rows, source, columns, f"{split} row", cache)) for split, rows in named.items()
+    }
 
 
-def _entries(rows: Any, source: str, label: str, cache: Path | None) -> Iterator[Entry | Fault]:
+def _entries(
+    rows: Any, source: str, columns: Columns, label: str, cache: Path | None
+) -> Iterator[Entry | Fault]:
     import datasets
 
-    image, text = _columns(rows.features, source)
+    image, text = _columns(rows.features, source, columns)
     try:
         rows = rows.select_columns([image, text]).cast_column(image, datasets.Image(decode=False))
     except (TypeError, ValueError, RuntimeError):  # as pyarrow finds fit
@@ -111,7 +115,7 @@ def _entries(rows: Any, source: str, label: str, cache: Path | None) -> Iterator
         yield Entry(name=f"{label} {index}", caption=caption or "", load=load)
 
 
-def _columns(features: dict[str, Any], source: str) -> tuple[str, str]:
+def _columns(features: dict[str, Any], source: str, wanted: Columns) -> tuple[str, str]:
     """The columns of pictures and captions."""
     import datasets
 
@@ -119,8 +123,11 @@ def _columns(features: dict[str, Any], source: str) -> tuple[str, str]:
     texts = [
         name for name, kind in features.items() if getattr(kind, "dtype", "") in ("string", "large_string")
     ]
-    image = next(iter(images), "image" if "image" in features else None)
-    text = next((name for name in ("text", "caption", *texts) if name in texts), None)
+    for key, name in (("image_column", wanted.image), ("caption_column", wanted.caption)):
+        if name is not None and name not in features:
+            raise UsageError(f"{source}: {key} {name!r}: columns found: {', '.join(features)}")
+    image = wanted.image or next(iter(images), "image" if "image" in features else None)
+    text = wanted.caption or next((name for name in ("text", "caption", *texts) if name in texts), None)
     if image is None or text is None:
         missing = "pictures (an image column)" if image is None else "captions (a text column)"
         raise UsageError(f"{source}: no {missing} in it; columns found: {', '.join(features)}")

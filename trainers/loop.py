@@ -121,15 +121,20 @@ class Pack:
     """The trials that train now, one a slot; use as a context manager."""
 
     def __init__(
-        self, base: BaseModel, data: TrainingData, trials: Sequence[Trial], begun: "States | None" = None
+        self,
+        base: BaseModel,
+        data: TrainingData,
+        trials: Sequence[Trial],
+        begun: "States | None" = None,
+        num_parts: int = 1,
     ) -> None:
-        """Trials that have `begun` go on where they were."""
+        """Trials that have `begun` go on where they were; each batch is trained in so many parts, or more."""
         self._base, self._data = base, data
         self._unet: Any = base.unet
         self._drawn: dict[tuple[int, int], Draw] = {}
         self._graphs: dict[tuple[int, int], Compute] = {}
         """By bucket and number of samples, as `_drawn`."""
-        self._num_parts, self._checkpoints = 1, False
+        self._num_parts, self._checkpoints = num_parts, False
         self._places: list[Trial | None] = []
         """By slot."""
         self._objective = DenoisingLoss(base)
@@ -313,12 +318,12 @@ class Pack:
         return self.slots.weights, self._optimizer.mean, self._optimizer.square
 
 
+States = Mapping[int, Sequence[Adapter]]
+"""By a trial's index: its weights, and their moments' mean and square."""
+
+
 def _mean(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(gradients)).mean(dim=0, dtype=torch.float32)
-
-
-States = Mapping[int, Sequence[Adapter]]
-"""Index of a trial -> its weights and their moments."""
 
 
 class Spread:

@@ -68,18 +68,19 @@ class AdamW:
             amsgrad=False,
             beta1=BETAS[0],
             beta2=BETAS[1],
-            lr=_rate(config, step),
+            lr=rate_at(config, step),
             weight_decay=config.weight_decay,
             eps=EPSILON,
             maximize=False,
         )
 
 
-def _rate(config: TrialConfig, step: int) -> float:
+def rate_at(config: TrialConfig, step: int) -> float:
+    """The learning rate of a step, counted from 0."""
     return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps if config.warmup_steps else 1.0)
 
 
 def _numbers(config: TrialConfig, step: int) -> tuple[float, ...]:
     """Of a row: largest norm, rate / (1 − β₁ᵗ), 1 − rate · decay, 1 − β₂ᵗ."""
-    rate, corrections = _rate(config, step), [1 - beta ** (step + 1) for beta in BETAS]
+    rate, corrections = rate_at(config, step), [1 - beta ** (step + 1) for beta in BETAS]
     return config.max_grad_norm, rate / corrections[0], 1 - rate * config.weight_decay, corrections[1]

@@ -28,6 +28,7 @@ from bench.yaml import read
 from trainers.adapters import attach
 from trainers.loop import Rung, train
 from trainers.lora import load_adapter
+from trainers.single import run_training
 
 SPACE: dict[str, Any] = {
     "name": "tiny",
@@ -321,6 +322,10 @@ def test_the_winner_can_be_trained_again_from_its_file(
         winner.config.epochs,
     )
     assert {tensor.shape[0] for key, tensor in adapter.items() if "lora_A" in key} == {config.rank}
+    again = config.model_copy(update={"output_dir": str(tmp_path / "again")})
+    trained = load_adapter(run_training(again, Console(file=io.StringIO())))
+    for key, tensor in trained.items():
+        torch.testing.assert_close(tensor, adapter[key], rtol=1e-2, atol=1e-4)
 
 
 def test_pictures_of_several_shapes_are_trained_on_and_squares_scored(search: Search, tmp_path: Path) -> None:

@@ -1,0 +1,363 @@
+"""One training from a training_config.yaml: a trial alone in its pack, with checkpoints to go on from."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from rich.console import Console
+
+from bench.base import BaseModel, TrainingData, adaptable_names, find_device, load_base, target_names
+from bench.config import TrainingConfig
+from bench.dataset import Example, load_training_images
+from bench.errors import BenchError, MismatchError, TrialError, UsageError
+from bench.files import replacing, write_text
+from bench.pictures import Columns
+from bench.run import write_losses
+from bench.scoring.losses import FixedLosses
+from bench.scoring.statistics import mean_stderr
+from bench.session import encode
+from bench.training_progress import TrainingProgress, show_training
+from trainers.checkpoints import (
+    ADAPTER,
+    Checkpoint,
+    find_checkpoints,
+    read_checkpoint,
+    refuse_changed,
+    write_checkpoint,
+)
+from trainers.loop import Pack, Trial
+from trainers.lora import save_adapter
+from trainers.optimizer import rate_at
+from trainers.trackers import Trackers, refuse_missing, tracking
+
+STRIDE_SECONDS, MAX_STRIDE = 0.5, 20
+"""Of the steps after which loss and Ctrl-C are looked at: a GPU must not wait for that at every step."""
+NUM_WATCHED = 8
+"""Pictures, at most, on which what was learned is measured: fixed noises, before and after."""
+SURE = 2.0
+"""Standard errors."""
+FREE = {
+    *("epochs", "output_dir", "save_steps", "save_total_limit", "report_to"),
+    # What these name is known by its fingerprint:
+    *("model_name", "vae_name", "revision", "prediction", "dataset_name", "image_column", "caption_column"),
+    *("hold_out", "trigger", "dtype", "mixed_precision"),
+}
+"""Keys that may change between the beginning of a training and its end."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Loaded:
+    """All that a training_config.yaml names, checked."""
+
+    config: TrainingConfig
+    base: BaseModel
+    data: TrainingData
+    made_by: dict[str, Any]
+    """What decides the weights, as checkpoints keep it."""
+
+    @property
+    def output(self) -> Path:
+        return Path(self.config.output_dir)
+
+    @property
+    def num_steps(self) -> int:
+        return self.data.schedule(self.config.trial.batch_size).end(self.config.epochs)
+
+
+def run_training(config: TrainingConfig, console: Console) -> Path:
+    """Train, or go on from the last checkpoint in `output_dir`; returns the adapter's file.
+
+    Raises a BenchError, and KeyboardInterrupt once a checkpoint has been written.
+    """
+    _refuse_many_processes()
+    refuse_missing(config.report_to)
+    output = Path(config.output_dir)
+    with _locked(output):
+        for left in output.glob(".checkpoint-*"):
+            shutil.rmtree(left)
+        try:
+            loaded = _load(config, console)
+            begun = _begun(loaded, console)
+            return _trained(loaded, begun, console)
+        except torch.OutOfMemoryError:
+            raise BenchError(_out_of_memory(config)) from None
+
+
+def _refuse_many_processes() -> None:
+    if (number := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UsageError(
+            f"WORLD_SIZE is {number}: bench train uses one device, and {number} processes would each train "
+            "the same; start it as `bench train`, or with `accelerate launch --num_processes 1`"
+        )
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / ".train.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f"{output}: another bench train is writing into it; give another output_dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# What the config names
+
+
+def _load(config: TrainingConfig, console: Console) -> Loaded:
+    columns = Columns(image=config.image_column, caption=config.caption_column)
+    images = load_training_images(config.dataset_name, config.trigger, columns, hold_out=config.hold_out)
+    device = find_device()
+    _check_precision(config, device, console)
+    base = load_base(
+        config.model_name,
+        device,
+        revision=config.revision,
+        resolution=config.resolution,
+        dtype=config.arithmetic,
+        prediction=config.prediction,
+        vae=config.vae_name,
+    )
+    if not target_names(adaptable_names(base.unet), config):
+        raise UsageError(f"target_modules: {config.target_modules!r} matches no module of {base.name}")
+    captions = [example.caption for example in images]
+    if cut := base.count_cut(captions):
+        _say(
+            console, f"Note: {cut} of {len(captions)} captions are longer than the model reads, and are cut."
+        )
+    data = encode(base, images, mixed=config.buckets)
+    base.release_encoders()
+    _check_latents(config, data)
+    return Loaded(config=config, base=base, data=data, made_by=_made_by(config, base, images))
+
+
+def _check_precision(config: TrainingConfig, device: torch.device, console: Console) -> None:
+    if config.mixed_precision != "fp16":
+        return
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UsageError(
+            "mixed_precision: fp16: training in it is not supported, and this GPU has no bfloat16; give no"
+        )
+    _say(
+        console,
+        "Note: mixed_precision fp16: trained in bfloat16, as fast and as small, in which neither gradients "
+        "nor the VAE of SDXL overflow.",
+    )
+
+
+def _check_latents(config: TrainingConfig, data: TrainingData) -> None:
+    latents = [tensor for bucket in data.buckets for tensor in (bucket.mean, bucket.std)]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in latents):
+        raise UsageError(
+            f"{config.vae_name or config.model_name}: its VAE gives latents that are not finite in "
+            f"{config.arithmetic}; give mixed_precision: no, or another vae_name"
+        )
+
+
+def _made_by(config: TrainingConfig, base: BaseModel, images: Sequence[Example]) -> dict[str, Any]:
+    content = json.dumps([(example.caption, example.digest) for example in images])
+    kept = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
+    return kept | {
+        "dtype": config.arithmetic,
+        "resolution": base.resolution,
+        "model_fingerprint": base.fingerprint,
+        "data_fingerprint": hashlib.sha256(content.encode()).hexdigest(),
+    }
+
+
+def _begun(loaded: Loaded, console: Console) -> Checkpoint | None:
+    """The last checkpoint, if there is one; raises MismatchError if it is another training's."""
+    output, checkpoints = loaded.output, find_checkpoints(loaded.output)
+    if not checkpoints:
+        if (output / ADAPTER).exists():
+            raise MismatchError(f"{output}: holds an adapter but no checkpoint; give another output_dir")
+        return None
+    refuse_changed(checkpoints[-1], loaded.made_by)
+    checkpoint = read_checkpoint(checkpoints[-1])
+    if checkpoint.step > loaded.num_steps:
+        raise MismatchError(
+            f"{checkpoints[-1]}: is beyond the {loaded.num_steps} steps of num_train_epochs "
+            f"{loaded.config.epochs}; give another output_dir"
+        )
+    _say(console, f"Going on from {checkpoints[-1]}.")
+    return checkpoint
+
+
+# Training
+
+
+def _trained(loaded: Loaded, begun: Checkpoint | None, console: Console) -> Path:
+    config, num_steps = loaded.config, loaded.num_steps
+    step = begun.step if begun else 0
+    _say(
+        console,
+        f"Training {config.output_dir}: model {loaded.base.name}, {len(loaded.data)} images of "
+        f"{config.dataset_name}, {num_steps} steps of {config.trial.batch_size}, "
+        f"on {loaded.base.device.type}.",
+    )
+    watched = Watched(loaded.base, loaded.data) if step < num_steps else None
+    trial = Trial(0, config.trial, [(config.epochs, num_steps)], step, list(begun.losses if begun else ()))
+    state = {0: begun.state} if begun else {}
+    parts = config.gradient_accumulation_steps
+    with (
+        tracking(config.report_to, loaded.output, loaded.made_by) as trackers,
+        show_training(console, step, num_steps) as progress,
+        Pack(loaded.base, loaded.data, [trial], state, parts) as pack,
+    ):
+        Training(loaded, pack, trial, progress, trackers).run()
+        if watched:
+            pack.focus([trial])
+            progress.line(watched.describe(config))
+        return _finish(loaded, pack, trial)
+
+
+@dataclass(eq=False, slots=True)
+class Training:
+    """The loop over a trial that is alone in its pack."""
+
+    loaded: Loaded
+    pack: Pack
+    trial: Trial
+    progress: TrainingProgress
+    trackers: Trackers
+
+    def run(self) -> None:
+        """To the last step; raises TrialError if the loss is no longer finite, KeyboardInterrupt."""
+        every, num_steps, stride = self.loaded.config.save_steps, self.loaded.num_steps, 1
+        with _interrupts() as interrupted:
+            while self.trial.step < num_steps:
+                next_save = min(num_steps, (self.trial.step // every + 1) * every)
+                stride = self._advance(min(stride, next_save - self.trial.step))
+                if self.trial.step == next_save or interrupted:
+                    self._save()
+                if interrupted:
+                    raise KeyboardInterrupt
+
+    def _advance(self, number: int) -> int:
+        """So many steps; returns how many to make at once from now on."""
+        started = time.monotonic()
+        self.pack.advance(lambda num_trials: None, number)
+        seconds = (time.monotonic() - started) / number
+        losses, config = self.trial.losses, self.trial.config
+        for step in range(len(losses) - number, len(losses)):
+            if not math.isfinite(losses[step]):
+                raise self._diverged(f"the loss was no longer finite at step {step + 1}")
+        for step in range(len(losses) - number, len(losses)):
+            self.trackers.log(step + 1, loss=losses[step], learning_rate=rate_at(config, step))
+        self.progress.update(self.trial.step, losses, rate_at(config, self.trial.step - 1))
+        return max(1, min(MAX_STRIDE, round(STRIDE_SECONDS / max(seconds, 1e-6))))
+
+    def _diverged(self, what: str) -> TrialError:
+        saved = [str(path) for path in find_checkpoints(self.loaded.output)]
+        return TrialError(
+            f"{what}: lower learning_rate (it is {self.trial.config.learning_rate:g}) or give warmup_steps, "
+            f"with another output_dir; the last checkpoint is {saved[-1] if saved else 'none'}"
+        )
+
+    def _save(self) -> None:
+        config = self.loaded.config
+        state = self.pack.states()[self.trial.index]
+        if not all(bool(torch.isfinite(tensor).all()) for part in state for tensor in part.values()):
+            raise self._diverged(f"weights were no longer finite at step {self.trial.step}")
+        checkpoint = Checkpoint(step=self.trial.step, state=state, losses=self.trial.losses)
+        written = (self.trial.config, self.loaded.made_by, config.save_total_limit)
+        folder = write_checkpoint(self.loaded.output, checkpoint, *written)
+        write_losses(self.loaded.output, self.trial.losses)
+        self.progress.line(f"saved {folder}")
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Signals of Ctrl-C that came meanwhile; a second one ends the process as ever."""
+    came: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        came.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _finish(loaded: Loaded, pack: Pack, trial: Trial) -> Path:
+    file = loaded.output / ADAPTER
+    with replacing(file) as temporary:
+        save_adapter(temporary, pack.slots.adapter(pack.slot(trial)), trial.config)
+    write_losses(loaded.output, trial.losses)
+    write_text(loaded.output / "training_config.yaml", loaded.config.guide_yaml())
+    return file
+
+
+# What went wrong, in words
+
+
+class Watched:
+    """The loss of some training pictures at fixed timesteps and noises, with the base and with the adapter.
+
+    The training loss itself is of random timesteps: its noise hides what a short training learns.
+    """
+
+    def __init__(self, base: BaseModel, data: TrainingData) -> None:
+        images = max(data.buckets, key=len)[:NUM_WATCHED]
+        self._fixed = FixedLosses(base, images.mean, images.text)
+        self._before = self._fixed.losses(1)[0]
+
+    def describe(self, config: TrainingConfig) -> str:
+        """What the adapter that is attached now has learned, and what to do if that is nothing."""
+        return describe_learning(self._before, self._fixed.losses(1)[0], config)
+
+
+def describe_learning(before: NDArray[np.float64], after: NDArray[np.float64], config: TrainingConfig) -> str:
+    """In words, from the losses (pictures) before and after."""
+    change, stderr = mean_stderr(after - before)
+    said = (
+        f"loss of {len(before)} training pictures at fixed noises: {before.mean():.4f} with the model alone, "
+        f"{after.mean():.4f} with the adapter"
+    )
+    if change < -SURE * stderr:
+        return f"Learned: {said}."
+    rate = f"learning_rate (it is {config.learning_rate:g})"
+    if change > SURE * stderr:
+        return f"Caution: {said}: training made it worse; lower {rate}."
+    return (
+        f"Caution: {said}: it did not fall beyond chance; raise {rate} or num_train_epochs, and look at the "
+        "captions with `bench data check`."
+    )
+
+
+def _out_of_memory(config: TrainingConfig) -> str:
+    smaller = ["lower resolution"]
+    if config.arithmetic == "float32":
+        smaller.insert(0, "give mixed_precision: bf16")
+    if config.rank > 16:
+        smaller.append(f"lower lora_rank (it is {config.rank})")
+    return (
+        "out of memory, also with one sample at a time and activations computed again: "
+        f"{', or '.join(smaller)}; checkpoints are kept"
+    )
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
