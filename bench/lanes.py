@@ -1,4 +1,4 @@
-"""Lanes: threads that compute side by side, each on one core of a processor or in one stream of a GPU.
+"""Lanes: threads that compute side by side, each on one core of a processor; on a GPU a stream beside.
 
 A small model whose every operation is split among the cores makes them wait for each other thousands of times
 a second. Parts of the work that know nothing of each other do not: each lane takes one after the other.
@@ -52,21 +52,36 @@ def each(lanes: Sequence[T], work: Callable[[T, Any], R], items: Iterable[Any]) 
             yield future.result()
 
 
+class Inline:
+    """Does work at once, in the caller's thread; on a GPU in a stream that waits for nothing queued."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def submit(self, work: Callable[..., R], /, *arguments: Any) -> "Future[R]":
+        future: Future[R] = Future()
+        try:
+            with torch.cuda.stream(self._stream):
+                future.set_result(work(*arguments))
+        except Exception as error:  # raised where its result is asked for, as of a thread
+            future.set_exception(error)
+        return future
+
+
 @contextmanager
 def threads_of(device: torch.device, number: int | None = None) -> Iterator[Threads]:
-    """Threads beside the caller's: on a GPU one, with a stream that does not wait; else one a core.
+    """Threads beside the caller's, one a core. On a GPU none: it has work queued while the host does other.
 
     At the end all work is done; after an error, what has not begun never does.
     """
-    on_gpu = device.type == "cuda"
-    stream: Any = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+    if device.type == "cuda":
+        yield Inline(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+        return
 
     def begin() -> None:
-        if on_gpu:
-            torch.cuda.set_stream(stream)
         torch.set_num_threads(1)  # of this thread alone
 
-    executor = ThreadPoolExecutor(1 if on_gpu else number or torch.get_num_threads(), initializer=begin)
+    executor = ThreadPoolExecutor(number or torch.get_num_threads(), initializer=begin)
     try:
         yield executor
     except BaseException:
