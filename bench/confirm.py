@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bench import run as runs
-from bench.config import TrainingConfig, TrialConfig
+from bench.config import TrialConfig
 from bench.errors import StudyError
 from bench.files import replacing, write_text
 from bench.fleet import Fleet
@@ -262,19 +262,9 @@ class Confirmation:
         source = runs.adapter_file(record.path, winner.config.epochs)
         with replacing(self.run.path / "winner" / "adapter.safetensors") as temporary:
             shutil.copyfile(source, temporary)
-        space = self.run.space
-        config = TrainingConfig(
-            **winner.config.model_copy(update={"seed": record.config.seed}).model_dump(),
-            model_name=space.base,
-            dataset_name=self.run.metadata.data,
-            hold_out=True,
-            revision=space.revision,
-            prediction=space.prediction,
-            resolution=self.packs.base.resolution,
-            buckets=space.buckets,
-            dtype=space.dtype,
-            trigger=space.trigger,
-        )
+        retrained = winner.config.model_copy(update={"seed": record.config.seed})
+        config = self.run.training_config(retrained)
+        config = config.model_copy(update={"resolution": self.packs.base.resolution})
         write_text(self.run.path / "winner" / "training_config.yaml", config.guide_yaml())
 
 

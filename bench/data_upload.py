@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.dataset import HUB_ID, Example, read_contents
-from bench.errors import UsageError
-from bench.hub import explained, find_token
+from bench.dataset import Example, read_contents
+from bench.hub import check_name, explained, find_token
 from bench.tables import no_bars
 
 SPLIT_NAMES = {"train": "train", "dev": "validation", "test": "test"}
@@ -86,9 +85,7 @@ def prepared(source: str, target: str, *, private: bool) -> Iterator[DatasetUplo
     such as where it was taken. Raises UsageError for a name that is none or data that cannot be used,
     MissingError where there is no token.
     """
-    given = HUB_ID.fullmatch(target)
-    if not given or given["revision"]:
-        raise UsageError(f"{target}: give OWNER/NAME, of letters, digits, dots, dashes and underscores")
+    check_name(target)
     token = find_token()
     contents = read_contents(source)
     contents.check()

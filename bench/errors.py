@@ -42,3 +42,8 @@ class StudyError(BenchError):
     def __init__(self, message: str, run: Path) -> None:
         super().__init__(message)
         self.run = run
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error).split())

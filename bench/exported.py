@@ -57,19 +57,10 @@ class Exported:
 
     @property
     def training_config(self) -> TrainingConfig:
-        space = self.run.space
-        return TrainingConfig(
-            **self.config.model_dump(),
-            model_name=shared_name(space.base),
-            dataset_name=shared_name(self.run.metadata.data),
-            hold_out=True,
-            revision=space.revision,
-            prediction=space.prediction,
-            resolution=space.resolution,
-            buckets=space.buckets,
-            dtype=space.dtype,
-            trigger=space.trigger,
-        )
+        """With names in place of paths on this machine."""
+        config = self.run.training_config(self.config)
+        names = {"model_name": config.model_name, "dataset_name": config.dataset_name}
+        return config.model_copy(update={key: shared_name(name) for key, name in names.items()})
 
 
 def shared_name(source: str) -> str:

@@ -19,7 +19,8 @@ import torch
 
 from bench import run as runs
 from bench.base import BaseModel
-from bench.packs import Job, Packs, one_line
+from bench.errors import one_line
+from bench.packs import Job, Packs
 from bench.progress import Part, parts_of
 from bench.run import Evaluation
 from bench.scoring.exam import Exam

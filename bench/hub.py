@@ -1,9 +1,18 @@
-"""The Hub: its token, and what goes wrong there in one line."""
+"""The Hub: names there, its token, and what goes wrong in one line."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bench.errors import BenchError, MissingError, UsageError
+from bench.errors import BenchError, MissingError, UsageError, one_line
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+def check_name(target: str) -> None:
+    """Raises UsageError for what is no name of a repository."""
+    if not NAME.fullmatch(target):
+        raise UsageError(f"{target}: give OWNER/NAME, of letters, digits, dots, dashes and underscores")
 
 
 def find_token() -> str:
@@ -39,4 +48,4 @@ def explained(target: str, token: str) -> Iterator[None]:
 
 
 def _one_line(error: Exception, token: str) -> str:
-    return " ".join(str(error).replace(token, "***").split())[:300]
+    return one_line(error).replace(token, "***")[:300]

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from bench import run as runs
 from bench.base import BaseModel, TrainingData
 from bench.config import TrialConfig
-from bench.errors import BenchError, DeviceError, TrialError
+from bench.errors import BenchError, DeviceError, TrialError, one_line
 from bench.files import replacing
 from bench.lanes import threads_of
 from bench.run import Evaluation
@@ -405,10 +405,6 @@ def _check_device(device: torch.device, broken: str) -> None:
         torch.cuda.synchronize(device)
     except RuntimeError:
         raise DeviceError(f"{broken}; finished trials are kept: run it again") from None
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def describe(config: TrialConfig) -> str:

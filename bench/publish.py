@@ -1,6 +1,5 @@
 """Publish: the exported folder of a run -> a model on the Hub; its name and who sees it are checked first."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,8 @@ from typing import Any
 import bench
 from bench.errors import MissingError, UsageError
 from bench.exported import PLACEHOLDER, export_folder
-from bench.hub import explained, find_token
+from bench.hub import check_name, explained, find_token
 from bench.run import Run
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,8 +61,7 @@ def prepared(run: Run, target: str, *, private: bool) -> Upload:
     Raises UsageError for a name that is none, or if the repository exists and more people see it than asked
     for; MissingError where there is no export or no token; BenchError if the Hub cannot be reached.
     """
-    if not HUB_ID.fullmatch(target):
-        raise UsageError(f"{target}: give OWNER/NAME, of letters, digits, dots, dashes and underscores")
+    check_name(target)
     folder = export_folder(run)
     if not (folder / "README.md").exists():
         raise MissingError(f"{folder}: nothing to upload; `bench export {run.metadata.name}` writes it")

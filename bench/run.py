@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import yaml
-from bench.config import TrialConfig
+from bench.config import TrainingConfig, TrialConfig
 from bench.errors import MissingError, UsageError
 from bench.files import read_json, reading, replacing, write_json, write_text
 from bench.floor import Floor, floor_of
@@ -295,6 +295,22 @@ class Run:
 
     def write_floor(self, floor: Floor) -> None:
         write_json(self.path / "floor.json", asdict(floor))
+
+    def training_config(self, config: TrialConfig) -> TrainingConfig:
+        """What trains a configuration again as this run did: on its base, on the same pictures."""
+        space = self.space
+        return TrainingConfig(
+            **config.model_dump(),
+            model_name=space.base,
+            dataset_name=self.metadata.data,
+            hold_out=True,
+            revision=space.revision,
+            prediction=space.prediction,
+            resolution=space.resolution,
+            buckets=space.buckets,
+            dtype=space.dtype,
+            trigger=space.trigger,
+        )
 
     def write_result(self, result: Result) -> None:
         candidates = [

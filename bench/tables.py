@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import MissingError, UsageError
+from bench.errors import MissingError, UsageError, one_line
 from bench.pictures import ANY_COLUMNS, Columns, Entry, Fault, Flaw, read_bytes, read_file
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def read_tables(folder: Path, columns: Columns = ANY_COLUMNS) -> Tables:
         with no_bars():
             data = datasets.load_from_disk(str(folder)) if saved else _load_files(folder)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UsageError(f"{folder}: cannot be read as a data set: {_one_line(error)}") from None
+        raise UsageError(f"{folder}: cannot be read as a data set: {one_line(error)[:300]}") from None
     return _tables(data, str(folder), columns, cache=None)
 
 
@@ -69,7 +69,7 @@ def read_hub(name: str, revision: str | None, columns: Columns = ANY_COLUMNS) ->
             f"`hf download {name} --repo-type dataset{at} --local-dir DIR`, then give `--data DIR`"
         ) from None
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise UsageError(f"{name}: cannot be read as a data set: {_one_line(error)}") from None
+        raise UsageError(f"{name}: cannot be read as a data set: {one_line(error)[:300]}") from None
     return _tables(data, name, columns, cache=Path(HF_HUB_CACHE))
 
 
@@ -156,10 +156,6 @@ def _split_of(file: Path) -> str:
 
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from bench.errors import BenchError, DeviceError
-from bench.packs import Packs, Progress, one_line
+from bench.errors import BenchError, DeviceError, one_line
+from bench.packs import Packs, Progress
 from bench.run import Split
 from bench.scoring.exam import Exam
 
