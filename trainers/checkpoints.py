@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bench.config import GUIDE_NAMES, TrialConfig
+from bench.config import GUIDE_NAMES, TrainingConfig, TrialConfig
 from bench.errors import MismatchError
 from bench.files import json_text, read_json, reading
 from trainers.lora import Adapter, load_adapter, save_adapter
@@ -101,7 +101,9 @@ def refuse_changed(folder: Path, made_by: Mapping[str, Any]) -> None:
     """Raises MismatchError, naming the keys, if what decides the weights is no longer what it was."""
     with reading(folder):
         state = read_json(folder / "state.json")
-        known = state["made_by"] if state["schema"] == SCHEMA else {}
+        # A key that the checkpoint is older than had its default.
+        defaults = {name: field.default for name, field in TrainingConfig.model_fields.items()}
+        known = defaults | state["made_by"] if state["schema"] == SCHEMA else {}
         changed = [key for key, value in made_by.items() if key not in known or known[key] != value]
     if changed:
         names = ", ".join(GUIDE_NAMES.get(key, key) for key in changed)

@@ -571,7 +571,8 @@ def save_adapter(path: Path, adapter: Adapter, config: TrialConfig) -> None:
     from safetensors.torch import save_file
 
     targets = sorted({key.rsplit(".lora_", 1)[0] for key in adapter})
-    peft_config = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets).to_dict()
+    alpha = config.scale * config.rank  # the one way to say the scale that all who read such files know
+    peft_config = LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=targets).to_dict()
     described = {f"{PREFIX}{key}": _plain(value) for key, value in peft_config.items()}
     metadata = {"format": "pt", METADATA: json.dumps(described, sort_keys=True)}
     save_file({f"{PREFIX}{key}": tensor.contiguous() for key, tensor in adapter.items()}, path, metadata)
