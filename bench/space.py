@@ -134,6 +134,10 @@ class Parameters(Spec):
     warmup_steps: Integers | None = None
     lr_scheduler: WordChoices | None = None
     lora_plus: Numbers | None = None
+    rank_down: Integers | None = None
+    rank_mid: Integers | None = None
+    rank_up: Integers | None = None
+    ema: Numbers | None = None
     rslora: Flags | None = None
     min_snr_gamma: Numbers | None = None
     noise_offset: Numbers | None = None

@@ -222,6 +222,7 @@ class Pack:
         losses = torch.stack([losses for losses, _ in found]).mean(dim=0)
         gradient = found[0][1] if len(found) == 1 else _mean([gradient for _, gradient in found])
         self._optimizer.update(self.slots.weights, gradient, configs, rates, steps)
+        self.slots.average(steps)
         for trial in self.trials:
             trial.step += 1
         return losses
@@ -302,8 +303,10 @@ class Pack:
         self.slots.__enter__()  # once nothing can run out of memory any more
         for slot, trial in enumerate(trials):
             if trial.index in begun:
-                for rows, values in zip(self._rows(), begun[trial.index], strict=True):
-                    self.slots.write(rows, slot, values)
+                self.slots.load(slot, begun[trial.index]["weights"])
+                for name, values in begun[trial.index].items():
+                    if name in self._rows():
+                        self.slots.write(self._rows()[name], slot, values)
 
     def _attach_again(self, trials: Sequence[Trial]) -> None:
         """In slots of other shapes, where those that have begun go on."""
@@ -311,22 +314,25 @@ class Pack:
         self._graphs.clear()
         self._drawn.clear()
         self.slots.__exit__()
-        self.slots.weights = self._optimizer.mean = self._optimizer.square = torch.empty(0)
+        self.slots.give_back()
+        self._optimizer.mean = self._optimizer.square = torch.empty(0)
         self._attach(trials, begun)
 
     def states(self) -> "States":
         """Of all trials."""
         return {
-            trial.index: [self.slots.read(rows, self.slot(trial)) for rows in self._rows()]
+            trial.index: {n: self.slots.read(rows, self.slot(trial)) for n, rows in self._rows().items()}
             for trial in self.trials
         }
 
-    def _rows(self) -> tuple[torch.Tensor, ...]:
-        return self.slots.weights, self._optimizer.mean, self._optimizer.square
+    def _rows(self) -> dict[str, torch.Tensor]:
+        return {**self.slots.rows, "mean": self._optimizer.mean, "square": self._optimizer.square}
 
 
-States = Mapping[int, Sequence[Adapter]]
-"""By a trial's index: its weights, and their moments' mean and square."""
+State = Mapping[str, Adapter]
+"""A trial's `weights`, their `average` where there is one, and the moments `mean` and `square`."""
+States = Mapping[int, State]
+"""By a trial's index."""
 
 
 def _mean(gradients: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -280,7 +280,7 @@ class Training:
     def _save(self) -> None:
         config = self.loaded.config
         state = self.pack.states()[self.trial.index]
-        if not all(bool(torch.isfinite(tensor).all()) for part in state for tensor in part.values()):
+        if not all(bool(torch.isfinite(tensor).all()) for part in state.values() for tensor in part.values()):
             raise self._diverged(f"weights were no longer finite at step {self.trial.step}")
         checkpoint = Checkpoint(step=self.trial.step, state=state, losses=self.trial.losses)
         written = (self.trial.config, self.loaded.made_by, config.save_total_limit)

@@ -1,25 +1,31 @@
 """Each option of a training gives what the libraries that define it give: PEFT, diffusers, torch.optim."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import compute_snr
+from diffusers.training_utils import EMAModel, compute_snr
 from peft import LoraConfig
 
 from bench.base import BaseModel, TrainingData
 from bench.config import TrialConfig
 from bench.denoising import Batch, DenoisingLoss
-from trainers.lora import Adapter, Slots, initial_adapter
 from trainers.loop import train
+from trainers.lora import Adapter, Slots, initial_adapter, save_adapter
 from trainers.optimizer import rate_at
 from trainers.samples import batch, draw
 
 PLAIN = TrialConfig(
     rank=4, alpha=8, learning_rate=1e-3, epochs=4, batch_size=2, target_modules=("to_q", "to_v"), seed=3
 )
+BLOCKS = {
+    "rank_pattern": {"up_blocks.*": 7, "mid_block.*": 2},
+    "alpha_pattern": {"up_blocks.*": 14, "mid_block.*": 4},
+}
 NUM_STEPS = 4 * 10 // 2
 
 
@@ -52,6 +58,7 @@ def plainly_trained(base: BaseModel, data: TrainingData, config: TrialConfig, **
     with torch.no_grad():
         for name, tensor in start.items():
             parameters[name].copy_(tensor)
+    average = EMAModel(list(parameters.values()), decay=config.ema)
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for n, p in parameters.items() if "lora_B" not in n]},
@@ -70,6 +77,9 @@ def plainly_trained(base: BaseModel, data: TrainingData, config: TrialConfig, **
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), config.max_grad_norm)
         optimizer.step()
         schedule.step()
+        average.step(list(parameters.values()))
+    if config.ema:
+        average.copy_to(list(parameters.values()))
     return {name: parameter.detach() for name, parameter in parameters.items()}
 
 
@@ -92,6 +102,8 @@ def loss_of(base: BaseModel, samples: Batch, config: TrialConfig) -> torch.Tenso
         ({"noise_offset": 0.1}, {}),
         ({"lr_scheduler": "cosine"}, {}),
         ({"lr_scheduler": "linear"}, {}),
+        ({"rank_up": 7, "rank_mid": 2}, BLOCKS),
+        ({"ema": 0.9}, {}),
     ],
     ids=str,
 )
@@ -104,7 +116,7 @@ def test_an_option_gives_what_its_library_gives_beside_others(
     assert_close(packed[1], theirs)
     (plain,) = trained(base, data, [PLAIN])
     assert_close(packed[0], plain)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, RuntimeError)):  # of other values, or of other shapes
         assert_close(packed[1], plain)
 
 
@@ -138,3 +150,29 @@ def test_rates_after_a_warm_up() -> None:
     config = PLAIN.model_copy(update={"lr_scheduler": "linear", "warmup_steps": 4, "learning_rate": 1.0})
     rates = [rate_at(config, step, 12) for step in (0, 3, 4, 8, 11)]
     assert rates == pytest.approx([0.25, 1, 1, 0.5, 0.125])
+
+
+def test_diffusers_scales_every_block_as_it_was_trained(
+    base: BaseModel, tiny_sdxl: Path, tmp_path: Path
+) -> None:
+    config = PLAIN.model_copy(update={"rank_up": 7, "rslora": True})
+    with Slots(base.unet, [config]) as slots:
+        save_adapter(tmp_path / "adapter.safetensors", slots.adapter(0), config)
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
+    pipe.load_lora_weights(tmp_path, weight_name="adapter.safetensors")
+    layers = {name: module for name, module in pipe.unet.named_modules() if name.endswith("to_q")}
+    assert {layer.r["default_0"] for layer in layers.values()} == {4, 7}
+    for name, layer in layers.items():
+        assert layer.r["default_0"] == config.rank_of(name)
+        assert layer.scaling["default_0"] == pytest.approx(config.scale)
+
+
+def test_a_trial_with_an_average_goes_on_in_other_slots(base: BaseModel, data: TrainingData) -> None:
+    """The first trial moves when the second leaves; the third needs an average that no slot has."""
+    averaged = PLAIN.model_copy(update={"ema": 0.9})
+    configs = [PLAIN, PLAIN.model_copy(update={"epochs": 2, "seed": 5}), averaged]
+    adapters = {}
+    for rung in train(base, data, iter(configs), [2, 4], 2):
+        adapters |= {index: rung.adapter(index) for index in rung.alive}
+    assert_close(adapters[0], trained(base, data, [PLAIN])[0])
+    assert_close(adapters[2], trained(base, data, [averaged])[0])
