@@ -26,6 +26,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
 }
 assert set(PRESETS) == set(get_args(Preset))
 MAX_RANK, MAX_BATCH = 1024, 1024
+FOUND = {"learning_rate": 1, "lora_plus": 1}
+"""What Prodigy leaves no choice of."""
 GUIDE_NAMES = {
     "rank": "lora_rank",
     "alpha": "lora_alpha",
@@ -59,6 +61,8 @@ class TrialConfig(Spec):
     target_modules: Preset | tuple[str, ...] = Field("attention", validation_alias=_names("target_modules"))
     """A preset, or endings of module names as PEFT takes them."""
     batch_size: int = Field(4, ge=1, le=MAX_BATCH, validation_alias=_names("batch_size"))
+    optimizer: Literal["adamw", "prodigy"] = "adamw"
+    """Prodigy finds the rate itself: `learning_rate` is 1. Mishchenko & Defazio 2023 (arXiv 2306.06101)."""
     weight_decay: Number = Field(0.01, ge=0)
     max_grad_norm: Number = Field(1.0, gt=0)
     warmup_steps: int = Field(0, ge=0)
@@ -90,6 +94,14 @@ class TrialConfig(Spec):
         if value == ():
             raise ValueError("needs at least one module name")
         return value
+
+    @model_validator(mode="after")
+    def _found_rate(self) -> "TrialConfig":
+        for name, value in FOUND.items() if self.optimizer == "prodigy" else ():
+            if getattr(self, name) != value:
+                given = getattr(self, name)
+                raise ValueError(f"{name} must be {value} with optimizer prodigy, got {given:g}")
+        return self
 
     @property
     def scale(self) -> float:

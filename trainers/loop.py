@@ -24,7 +24,7 @@ from bench.denoising import DenoisingLoss
 from bench.graphs import Compute, captured
 from bench.lanes import threads_of
 from trainers.lora import Adapter, Attached, Slots, save_adapter
-from trainers.optimizer import AdamW, rate_at
+from trainers.optimizer import RowOptimizer, rate_at
 from trainers.samples import Draw, batch, draw, together
 
 AHEAD = 2
@@ -279,15 +279,18 @@ class Pack:
         self.losses |= {trial.index: trial.losses for trial in trials}
         free = [slot for slot, trial in enumerate(self._places) if not trial]
         staying = [*self.trials, *trials]
-        if len(trials) > len(free) or not all(self.slots.fits(trial.config) for trial in trials):
+        if len(trials) > len(free) or not all(self._fits(trial.config) for trial in trials):
             self._attach_again(staying)
             return
         for trial, slot in zip(trials, free, strict=False):
             self._places[slot] = trial
             self.slots.put(slot, trial.config)
-            self._optimizer.forget(slot)
+            self._optimizer.forget(slot, self.slots.weights[slot])
         if staying and self._shrinks(len(free) - len(trials)):
             self._attach_again(staying)
+
+    def _fits(self, config: TrialConfig) -> bool:
+        return self.slots.fits(config) and self._optimizer.fits(config)
 
     def _shrinks(self, num_empty: int) -> bool:
         if self._base.device.type != "cuda":
@@ -299,14 +302,21 @@ class Pack:
         self._places = list(trials)
         configs = [trial.config for trial in trials]
         self.slots = Slots(self._base.unet, configs, math.ceil(configs[0].batch_size / self._num_parts))
-        self._optimizer = AdamW(self.slots.weights, self.slots.num_A, self.slots.factor)
+        given = self.slots.weights, self.slots.num_A, self.slots.factor
+        self._optimizer = RowOptimizer(*given, configs)
         self.slots.__enter__()  # once nothing can run out of memory any more
         for slot, trial in enumerate(trials):
             if trial.index in begun:
-                self.slots.load(slot, begun[trial.index]["weights"])
-                for name, values in begun[trial.index].items():
-                    if name in self._rows():
-                        self.slots.write(self._rows()[name], slot, values)
+                self._go_on(slot, begun[trial.index])
+
+    def _go_on(self, slot: int, state: "State") -> None:
+        self.slots.load(slot, state["weights"])
+        for name, rows in self._rows().items():
+            if name in state:
+                self.slots.write(rows, slot, state[name])
+        for name, numbers in self._optimizer.numbers.items():
+            if name in state:
+                numbers[slot] = state[name]["numbers"]
 
     def _attach_again(self, trials: Sequence[Trial]) -> None:
         """In slots of other shapes, where those that have begun go on."""
@@ -315,22 +325,24 @@ class Pack:
         self._drawn.clear()
         self.slots.__exit__()
         self.slots.give_back()
-        self._optimizer.mean = self._optimizer.square = torch.empty(0)
+        self._optimizer.give_back()
         self._attach(trials, begun)
 
     def states(self) -> "States":
         """Of all trials."""
-        return {
-            trial.index: {n: self.slots.read(rows, self.slot(trial)) for n, rows in self._rows().items()}
-            for trial in self.trials
-        }
+        return {trial.index: self._state(self.slot(trial)) for trial in self.trials}
+
+    def _state(self, slot: int) -> "State":
+        rows = {name: self.slots.read(rows, slot) for name, rows in self._rows().items()}
+        numbers = self._optimizer.numbers.items()
+        return rows | {name: {"numbers": of_all[slot].cpu().clone()} for name, of_all in numbers}
 
     def _rows(self) -> dict[str, torch.Tensor]:
-        return {**self.slots.rows, "mean": self._optimizer.mean, "square": self._optimizer.square}
+        return self.slots.rows | self._optimizer.rows
 
 
 State = Mapping[str, Adapter]
-"""A trial's `weights`, their `average` where there is one, and the moments `mean` and `square`."""
+"""A trial's `weights`, their `average` where there is one, and what its optimizer keeps, by name."""
 States = Mapping[int, State]
 """By a trial's index."""
 
