@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from bench.base import BaseModel, TrainingData
 from bench.config import TrainingConfig, TrialConfig
 from bench.errors import BenchError, MismatchError, MissingError, TrialError, UsageError
+from bench.run import read_losses
 from bench.yaml import parse
 from trainers.checkpoints import ADAPTER, find_checkpoints, read_checkpoint
 from trainers.loop import Pack, Trial, train
@@ -82,6 +83,9 @@ try:
 except KeyboardInterrupt:
     sys.exit(130)
 '''
+ROOT = Path(__file__).parents[2]
+ROUNDING = 1e-2 if torch.cuda.is_available() else 0.0
+"""What two trainings that are the same may differ by, in parts of a tensor's norm."""
 Write = Callable[..., Path]
 
 
@@ -128,16 +132,27 @@ def run(file: Path) -> tuple[Path, str]:
 def killed(file: Path, what: str, when: int) -> int:
     """The exit code of a training in a process that is killed."""
     arguments = [str(file), str(torch.get_num_threads()), what, str(when)]
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *_python_path()])}
     ended = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, capture_output=True)
     return ended.returncode
 
 
+def _python_path() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+
+
 def same(a: Path, b: Path) -> bool:
-    """To the bit."""
-    first, second = load_file(a), load_file(b)
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    """To the bit on a CPU; on a GPU nearly, as attention's backward pass adds in another order there."""
+    return alike(load_file(a), load_file(b))
+
+
+def alike(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor], tolerance: float = ROUNDING) -> bool:
+    """Whether each tensor differs by no more than a part of its norm; at 0, by not a bit."""
+    if a.keys() != b.keys():
+        return False
+    if not tolerance:
+        return all(torch.equal(a[key], b[key]) for key in a)
+    return all(float((a[key] - b[key]).norm()) <= tolerance * float(b[key].norm()) for key in a)
 
 
 def test_the_guide_s_file_trains_as_it_stands(write: Write, tmp_path: Path) -> None:
@@ -189,7 +204,10 @@ def test_a_training_that_was_ended_goes_on_to_the_same_bits(
     assert same(adapter, whole)
     ends = [tmp_path / name / "checkpoint-11" / "optimizer.safetensors" for name in ("out", "whole")]
     assert same(*ends)
-    assert (tmp_path / "out" / "losses.csv").read_bytes() == (tmp_path / "whole" / "losses.csv").read_bytes()
+    losses = [
+        {"loss": torch.tensor(read_losses(tmp_path / name)["loss"].to_numpy())} for name in ("out", "whole")
+    ]
+    assert alike(*losses)
 
 
 def test_a_finished_training_stays_and_may_be_made_longer(write: Write) -> None:
@@ -275,7 +293,7 @@ def test_a_training_gives_what_a_trial_of_a_search_gives(write: Write, tmp_path:
     data = encode(base, load_dataset(config.dataset_name).train)
     rungs = train(base, data, iter([config.trial]), [3], 1)
     rung = next(rungs)
-    assert all(torch.equal(single[f"unet.{key}"], tensor) for key, tensor in rung.adapter(0).items())
+    assert alike({f"unet.{key}": tensor for key, tensor in rung.adapter(0).items()}, single)
 
 
 def test_a_loss_that_is_not_finite_names_its_step_and_the_remedy(
