@@ -132,6 +132,8 @@ class TrainingConfig(TrialConfig):
     save_total_limit: int | None = Field(None, ge=1)
     """Checkpoints that are kept, the last ones; all if left out."""
     report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_listed)] = ()
+    hub_model_id: str | None = None
+    """owner/name of the model on the Hub that the adapter is uploaded to at the end, privately."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingConfig":

@@ -23,8 +23,11 @@ from bench.base import BaseModel, TrainingData, adaptable_names, find_device, lo
 from bench.config import TrainingConfig
 from bench.dataset import Example, load_training_images
 from bench.errors import BenchError, MismatchError, TrialError, UsageError
+from bench.export import export_training
+from bench.exported import export_folder
 from bench.files import replacing, write_text
 from bench.pictures import Columns
+from bench.publish import Upload, prepared
 from bench.run import write_losses
 from bench.scoring.losses import FixedLosses
 from bench.scoring.statistics import mean_stderr
@@ -50,7 +53,7 @@ NUM_WATCHED = 8
 SURE = 2.0
 """Standard errors."""
 FREE = {
-    *("epochs", "output_dir", "save_steps", "save_total_limit", "report_to"),
+    *("epochs", "output_dir", "save_steps", "save_total_limit", "report_to", "hub_model_id"),
     # What these name is known by its fingerprint:
     *("model_name", "vae_name", "revision", "prediction", "dataset_name", "image_column", "caption_column"),
     *("hold_out", "trigger", "dtype", "mixed_precision"),
@@ -80,18 +83,26 @@ class Loaded:
 def run_training(config: TrainingConfig, console: Console) -> Path:
     """Train, or go on from the last checkpoint in `output_dir`; returns the adapter's file.
 
+    What an upload needs is looked at first, and its repository made: hours later it must not fail for that.
     Raises a BenchError, and KeyboardInterrupt once a checkpoint has been written.
     """
     _refuse_many_processes()
     refuse_missing(config.report_to)
     output = Path(config.output_dir)
+    upload = None
+    if config.hub_model_id:
+        upload = prepared(export_folder(output), config.hub_model_id, private=True)
     with _locked(output):
         for left in output.glob(".checkpoint-*"):
             shutil.rmtree(left)
         try:
             loaded = _load(config, console)
             begun = _begun(loaded, console)
-            return _trained(loaded, begun, console)
+            upload = upload.created() if upload else None
+            file = _trained(loaded, begun, console)
+            if upload:
+                _share(loaded, upload, console)
+            return file
         except torch.OutOfMemoryError:
             raise BenchError(_out_of_memory(config)) from None
 
@@ -308,6 +319,18 @@ def _finish(loaded: Loaded, pack: Pack, trial: Trial) -> Path:
     write_losses(loaded.output, trial.losses)
     write_text(loaded.output / "training_config.yaml", loaded.config.guide_yaml())
     return file
+
+
+def _share(loaded: Loaded, upload: Upload, console: Console) -> None:
+    """Upload the adapter with a model card and its config; what fails can be done again without training."""
+    export_training(loaded.config, loaded.output, upload.target.partition("/")[2], len(loaded.data))
+    try:
+        with console.status("Uploading"):
+            address = upload.send()
+    except BenchError as error:
+        later = f"bench push {loaded.output} {upload.target}"
+        raise BenchError(f"{error}; the adapter is kept in {loaded.output}: `{later}` uploads it") from None
+    _say(console, f"Uploaded: {address}")
 
 
 # What went wrong, in words

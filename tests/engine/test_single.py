@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hub import Hub, Repo
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
@@ -353,3 +355,83 @@ def test_a_tracker_that_is_not_installed_says_how_to_get_it(write: Write) -> Non
         MissingError, match="report_to: wandb is not installed; get it with: pip install wandb"
     ):
         run(write(report_to=["wandb"]))
+
+
+# Uploads
+
+
+@pytest.fixture
+def command(tmp_path: Path, hub: Hub) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`bench …` in a process that knows no Hub but the stand-in; nothing that it says is a token."""
+
+    def start(*arguments: str, token: str | None = hub.token) -> subprocess.CompletedProcess[str]:
+        environment = hub.environment(tmp_path / "home", token)
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *_python_path()])
+        done = subprocess.run(
+            [sys.executable, "-m", "bench", *arguments],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert "hf_" not in done.stdout + done.stderr and "Traceback" not in done.stderr
+        return done
+
+    return start
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_the_adapter_is_uploaded_with_its_card(
+    write: Write, command: Command, hub: Hub, tmp_path: Path
+) -> None:
+    file = write(num_train_epochs=1, trigger="ohwx")
+    done = command("train", "--config", str(file), "--hub_model_id", "someone/fox")
+    assert done.returncode == 0 and f"Uploaded: {hub.endpoint}/someone/fox" in done.stdout
+    repo = hub.repos["model", "someone/fox"]
+    assert repo.private
+    assert set(repo.files) == {".gitattributes", "README.md", "training_config.yaml", ADAPTER}
+    assert repo.files[ADAPTER] == (tmp_path / "out" / ADAPTER).read_bytes()
+    card = repo.files["README.md"].decode()
+    assert "# fox" in card and "Put `ohwx` into the prompt" in card
+    assert 'load_lora_weights("someone/fox", weight_name=' in card
+    config = parse(repo.files["training_config.yaml"].decode(), TrainingConfig, "x")
+    assert (config.rank, config.output_dir, config.hub_model_id) == (4, "out", None)
+    assert not any(str(tmp_path).encode() in content for content in repo.files.values())
+
+
+@pytest.mark.parametrize(
+    ("target", "token", "message"),
+    [
+        ("fox", "", "bench: fox: give OWNER/NAME"),
+        ("someone/fox", None, "bench: no token of the Hub on this machine: `hf auth login` keeps one"),
+        ("someone/fox", "hf_wrong", "bench: someone/fox: the Hub refuses the token"),
+        ("other/fox", "", "bench: other/fox: the token may not write to other"),
+        ("someone/open", "", "bench: someone/open: exists and is public"),
+    ],
+)
+def test_what_an_upload_needs_is_known_before_training(
+    write: Write, command: Command, hub: Hub, tmp_path: Path, target: str, token: str | None, message: str
+) -> None:
+    hub.repos["model", "someone/open"] = Repo(private=False)
+    file = write(hub_model_id=target)
+    done = command("train", "--config", str(file), token=hub.token if token == "" else token)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message) and len(done.stderr.splitlines()) == 1
+    assert not list((tmp_path / "out").glob("checkpoint*"))
+
+
+def test_an_upload_that_fails_loses_nothing_and_says_what_to_do(
+    write: Write, command: Command, hub: Hub, tmp_path: Path
+) -> None:
+    file = write(num_train_epochs=1)
+    hub.broken = re.compile("POST .*/commit/")
+    done = command("train", "--config", str(file), "--hub-model-id", "someone/fox")
+    later = f"bench push {tmp_path / 'out'} someone/fox"
+    assert done.returncode == 2 and f"`{later}` uploads it" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and (tmp_path / "out" / ADAPTER).exists()
+    hub.broken = None
+    assert command(*later.split()[1:], "--yes").returncode == 0
+    repo = hub.repos["model", "someone/fox"]
+    assert repo.private and repo.files[ADAPTER] == (tmp_path / "out" / ADAPTER).read_bytes()
