@@ -323,9 +323,9 @@ def test_what_was_learned_is_said_in_words() -> None:
     assert "did not fall" in describe_learning(before, before, config)
 
 
-def test_several_processes_would_train_the_same(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_need_a_launcher(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="WORLD_SIZE is 2: bench train uses one device"):
+    with pytest.raises(UsageError, match="WORLD_SIZE is 2, but .* `accelerate launch --multi_gpu"):
         run(write())
 
 
