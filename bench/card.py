@@ -54,10 +54,17 @@ def write_card(exported: Exported, folder: Path) -> None:
     write_text(folder / "README.md", "\n".join(parts))
 
 
-def write_training_card(config: TrainingConfig, name: str, num_images: int, folder: Path) -> None:
-    """README.md of one training, beside its file; `config` as others may see it."""
+def write_training_card(
+    config: TrainingConfig, name: str, num_images: int, drawn: list[Path], folder: Path
+) -> None:
+    """README.md of one training, beside its file; `config` as others may see it, `drawn` of its prompts."""
+    shown = []
+    for text, image in zip(config.sample_prompts, drawn, strict=False):
+        (folder / "images").mkdir(exist_ok=True)
+        shutil.copyfile(image, folder / "images" / image.name)
+        shown.append(Shown(text, "", f"images/{image.name}"))
     parts = [
-        _front_matter(config.model_name, config.trigger, []),
+        _front_matter(config.model_name, config.trigger, shown),
         f"# {name}\n",
         f"A LoRA of rank {config.rank} for `{config.model_name}`, trained on {num_images} images of "
         f"`{config.dataset_name}` by bench {bench.__version__}. It has not been scored.\n",

@@ -25,7 +25,14 @@ from bench.base import adaptable_names
 from bench.card import write_card, write_training_card
 from bench.config import TrainingConfig, TrialConfig
 from bench.errors import UsageError
-from bench.exported import DIFFUSERS_FILE, Exported, export_folder, shared_config, shared_name
+from bench.exported import (
+    DIFFUSERS_FILE,
+    Exported,
+    export_folder,
+    previews_folder,
+    shared_config,
+    shared_name,
+)
 from bench.files import replacing, write_text
 from bench.naming import Part, kohya_names, parse_key
 from bench.run import Run
@@ -62,7 +69,7 @@ def export(exported: Exported, layouts: Collection[Layout]) -> Path:
     return _made(making, folder)
 
 
-def export_training(config: TrainingConfig, output: Path, name: str, num_images: int) -> Path:
+def export_training(config: TrainingConfig, output: Path, name: str, num_images: int, num_steps: int) -> Path:
     """Write the folder of one training, which nothing has scored, into its output; returns it."""
     folder = export_folder(output)
     making = _making(folder)
@@ -70,7 +77,8 @@ def export_training(config: TrainingConfig, output: Path, name: str, num_images:
     making.mkdir()
     shutil.copyfile(output / DIFFUSERS_FILE, making / DIFFUSERS_FILE)
     write_text(making / "training_config.yaml", shared.guide_yaml())
-    write_training_card(shared, name, num_images, making)
+    drawn = sorted(previews_folder(output, num_steps).glob("*.webp"))
+    write_training_card(shared, name, num_images, drawn, making)
     return _made(making, folder)
 
 

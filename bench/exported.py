@@ -124,6 +124,11 @@ def _trial(run: Run, number: int) -> TrialRecord:
     return scored[label]
 
 
+def previews_folder(output: Path, step: int) -> Path:
+    """Of what one training drew after so many updates."""
+    return output / "samples" / f"step-{step:06d}"
+
+
 def export_folder(path: Path) -> Path:
     """Of a run's folder, or of one training's output."""
     return path / "export"

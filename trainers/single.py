@@ -43,6 +43,7 @@ from trainers.checkpoints import (
 from trainers.loop import Pack, Trial
 from trainers.lora import save_adapter
 from trainers.optimizer import rate_at
+from trainers.previews import Previews
 from trainers.processes import LEFT_ALONE, Processes, is_left_alone, joined
 from trainers.trackers import Trackers, refuse_missing, tracking
 
@@ -54,6 +55,7 @@ SURE = 2.0
 """Standard errors."""
 FREE = {
     *("epochs", "output_dir", "save_steps", "save_total_limit", "report_to", "hub_model_id"),
+    *("sample_prompts", "sample_steps"),
     # What these name is known by its fingerprint:
     *("model_name", "vae_name", "revision", "prediction", "dataset_name", "image_column", "caption_column"),
     *("hold_out", "trigger", "dtype", "mixed_precision"),
@@ -76,6 +78,8 @@ class Loaded:
     """Its batch is that of all processes."""
     made_by: dict[str, Any]
     """What decides the weights, as checkpoints keep it."""
+    previews: Previews | None
+    """In the first process, if there is anything to draw."""
 
     @property
     def output(self) -> Path:
@@ -176,6 +180,7 @@ def _load(config: TrainingConfig, processes: Processes, console: Console) -> Loa
             console, f"Note: {cut} of {len(captions)} captions are longer than the model reads, and are cut."
         )
     data = encode(base, images, mixed=config.buckets)
+    previews = Previews(base, config) if config.sample_prompts and processes.is_first else None
     base.release_encoders()
     _check_latents(config, data)
     return Loaded(
@@ -185,6 +190,7 @@ def _load(config: TrainingConfig, processes: Processes, console: Console) -> Loa
         processes=processes,
         trial=trial,
         made_by=_made_by(config, trial, base, images),
+        previews=previews,
     )
 
 
@@ -292,18 +298,34 @@ class Training:
 
     def run(self) -> None:
         """To the last step; raises TrialError if the loss is no longer finite, KeyboardInterrupt."""
-        every, num_steps, stride = self.loaded.config.save_steps, self.loaded.num_steps, 1
+        num_steps, stride = self.loaded.num_steps, 1
         processes = self.loaded.processes
         with _interrupts(once=processes.number == 1) as interrupted:
             while self.trial.step < num_steps:
-                next_save = min(num_steps, (self.trial.step // every + 1) * every)
-                stride = self._advance(min(stride, next_save - self.trial.step))
+                next_save, next_drawn = self._stops()
+                stride = self._advance(min(stride, min(next_save, next_drawn) - self.trial.step))
                 stride, stopped = processes.largest(stride, len(interrupted))
                 if self.trial.step == next_save or stopped:
                     self._save()
+                if self.trial.step == next_drawn and not stopped:
+                    self._draw()
                 if stopped:
                     processes.wait()  # a launcher ends all as soon as one has ended
                     raise KeyboardInterrupt
+
+    def _stops(self) -> tuple[int, int]:
+        """The next steps at which to save and to draw; the same in all processes."""
+        config, step = self.loaded.config, self.trial.step
+        intervals = config.save_steps, config.sample_steps or config.save_steps
+        save, drawn = (min(self.loaded.num_steps, (step // every + 1) * every) for every in intervals)
+        return save, drawn if config.sample_prompts else save
+
+    def _draw(self) -> None:
+        if not (previews := self.loaded.previews):
+            return
+        self.pack.focus([self.trial])
+        self.trackers.show(self.trial.step, previews.draw(self.trial.step))
+        self.pack.leave(set(), ())
 
     def _advance(self, number: int) -> int:
         """So many steps; returns how many to make at once from now on."""
@@ -370,7 +392,8 @@ def _finish(loaded: Loaded, pack: Pack, trial: Trial) -> None:
 
 def _share(loaded: Loaded, upload: Upload, console: Console) -> None:
     """Upload the adapter with a model card and its config; what fails can be done again without training."""
-    export_training(loaded.config, loaded.output, upload.target.partition("/")[2], len(loaded.data))
+    name = upload.target.partition("/")[2]
+    export_training(loaded.config, loaded.output, name, len(loaded.data), loaded.num_steps)
     try:
         with console.status("Uploading"):
             address = upload.send()

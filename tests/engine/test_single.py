@@ -357,6 +357,40 @@ def test_a_tracker_that_is_not_installed_says_how_to_get_it(write: Write) -> Non
         run(write(report_to=["wandb"]))
 
 
+# Sample images
+
+
+def test_samples_are_drawn_from_the_same_noise_and_change_no_bit(write: Write, tmp_path: Path) -> None:
+    plain, _ = run(write("plain"))
+    drawn, _ = run(write(sample_prompts=["a fox", "a cat"], sample_steps=5))
+    folder = tmp_path / "out" / "samples"
+    names = [f"step-{step:06d}/{number:04d}.webp" for step in (5, 10, 11) for number in (0, 1)]
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.webp")) == names
+    assert same(drawn, plain)
+    assert same(*(tmp_path / name / "checkpoint-11" / "optimizer.safetensors" for name in ("out", "plain")))
+    images = [np.asarray(Image.open(folder / name), dtype=float) for name in names]
+    assert images[0].shape == (32, 32, 3)
+    between_steps, between_prompts = abs(images[0] - images[2]).mean(), abs(images[0] - images[1]).mean()
+    assert 0 < between_steps < between_prompts
+
+
+def test_samples_come_with_checkpoints_and_from_the_adapter(write: Write, tmp_path: Path) -> None:
+    run(write(sample_prompts="a fox", learning_rate=1e-2))
+    folder = tmp_path / "out" / "samples"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000004", "step-000008", "step-000011"]
+    assert len({path.read_bytes() for path in folder.rglob("*.webp")}) == 3
+
+
+def test_tensorboard_shows_samples(write: Write, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(write(report_to="tensorboard", num_train_epochs=1, sample_prompts=["a fox", "a cat"]))
+    events = EventAccumulator(str(next((tmp_path / "out" / "logs").rglob("events.*")).parent))
+    events.Reload()
+    assert [event.step for event in events.Images("samples")] == [4]
+
+
 # Uploads
 
 
@@ -386,14 +420,17 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def test_the_adapter_is_uploaded_with_its_card(
     write: Write, command: Command, hub: Hub, tmp_path: Path
 ) -> None:
-    file = write(num_train_epochs=1, trigger="ohwx")
+    file = write(num_train_epochs=1, trigger="ohwx", sample_prompts=["ohwx, a fox"])
     done = command("train", "--config", str(file), "--hub_model_id", "someone/fox")
     assert done.returncode == 0 and f"Uploaded: {hub.endpoint}/someone/fox" in done.stdout
     repo = hub.repos["model", "someone/fox"]
     assert repo.private
-    assert set(repo.files) == {".gitattributes", "README.md", "training_config.yaml", ADAPTER}
+    names = {"README.md", "training_config.yaml", ADAPTER, "images/0000.webp"}
+    assert set(repo.files) == {".gitattributes", *names}
     assert repo.files[ADAPTER] == (tmp_path / "out" / ADAPTER).read_bytes()
     card = repo.files["README.md"].decode()
+    widget = yaml.safe_load(card.split("---\n")[1])["widget"]
+    assert widget == [{"text": "ohwx, a fox", "output": {"url": "images/0000.webp"}}]
     assert "# fox" in card and "Put `ohwx` into the prompt" in card
     assert 'load_lora_weights("someone/fox", weight_name=' in card
     config = parse(repo.files["training_config.yaml"].decode(), TrainingConfig, "x")
