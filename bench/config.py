@@ -175,7 +175,13 @@ class TrainingConfig(TrialConfig):
     """Updates between checkpoints."""
     save_total_limit: int | None = Field(None, ge=1)
     """Checkpoints that are kept, the last ones; all if left out."""
+    sample_prompts: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """Drawn while it trains, as they are written, each with the same noise every time."""
+    sample_steps: int | None = Field(None, ge=1)
+    """Updates between these images; `save_steps` if left out."""
     report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_listed)] = ()
+    hub_model_id: str | None = None
+    """owner/name of the model on the Hub that the adapter is uploaded to at the end, privately."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingConfig":

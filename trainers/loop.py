@@ -25,6 +25,7 @@ from bench.graphs import Compute, captured
 from bench.lanes import threads_of
 from trainers.lora import Adapter, Attached, Slots, save_adapter
 from trainers.optimizer import RowOptimizer, rate_at
+from trainers.processes import Processes
 from trainers.samples import Draw, batch, draw, together
 
 AHEAD = 2
@@ -133,14 +134,19 @@ class Pack:
         trials: Sequence[Trial],
         begun: "States | None" = None,
         num_parts: int = 1,
+        processes: Processes | None = None,
     ) -> None:
-        """Trials that have `begun` go on where they were; each batch is trained in so many parts, or more."""
+        """Trials that have `begun` go on where they were.
+
+        Each batch, or this process's share of it, is trained in `num_parts`, or more.
+        """
         self._base, self._data = base, data
         self._unet: Any = base.unet
         self._drawn: dict[tuple[int, int], Draw] = {}
         self._graphs: dict[tuple[int, int], Compute] = {}
         """By bucket and number of samples, as `_drawn`."""
         self._num_parts, self._checkpoints = num_parts, False
+        self._processes = processes or Processes()
         self._places: list[Trial | None] = []
         """By slot."""
         self._objective = DenoisingLoss(base)
@@ -198,7 +204,7 @@ class Pack:
 
     def _thriftier(self) -> bool:
         """Fewer samples at once, in the end with activations computed again; False if nothing is left."""
-        size = self.slots.configs[0].batch_size
+        size = self.slots.configs[0].batch_size // self._processes.number
         if self._num_parts < size:
             self._num_parts = next(n for n in range(self._num_parts + 1, size + 1) if size % n == 0)
         elif not self._checkpoints:
@@ -217,10 +223,14 @@ class Pack:
         rates = [rate_at(t.config, t.step, t.num_steps) if t else 0.0 for t in self._places]
         bucket = self._data.schedule(configs[0].batch_size).place(now).bucket
         pairs = zip(configs, steps, strict=True)
-        draws = [draw(self._data, config, step).split(self._num_parts) for config, step in pairs]
+        shares = [self._processes.share(draw(self._data, config, step)) for config, step in pairs]
+        draws = [share.split(self._num_parts) for share in shares]
         found = [self._gradient(bucket, together(parts)) for parts in zip(*draws, strict=True)]
         losses = torch.stack([losses for losses, _ in found]).mean(dim=0)
-        gradient = found[0][1] if len(found) == 1 else _mean([gradient for _, gradient in found])
+        gradients = [gradient for _, gradient in found]
+        alone = len(found) * self._processes.number == 1
+        gradient = gradients[0] if alone else _mean(gradients)
+        self._processes.average(gradient, losses)
         self._optimizer.update(self.slots.weights, gradient, configs, rates, steps)
         self.slots.average(steps)
         for trial in self.trials:
@@ -301,7 +311,8 @@ class Pack:
     def _attach(self, trials: Sequence[Trial], begun: "States") -> None:
         self._places = list(trials)
         configs = [trial.config for trial in trials]
-        self.slots = Slots(self._base.unet, configs, math.ceil(configs[0].batch_size / self._num_parts))
+        share = configs[0].batch_size // self._processes.number
+        self.slots = Slots(self._base.unet, configs, math.ceil(share / self._num_parts))
         given = self.slots.weights, self.slots.num_A, self.slots.factor
         self._optimizer = RowOptimizer(*given, configs)
         self.slots.__enter__()  # once nothing can run out of memory any more
