@@ -22,6 +22,7 @@ from bench.families import FAMILIES
 from bench.families.family import Prediction
 from bench.sources import find_source
 from bench.vae import find_vae
+from bench.variants import AS_THEY_ARE, Variants
 
 ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
@@ -67,18 +68,21 @@ def concatenate(parts: Sequence[TextEmbedding]) -> TextEmbedding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bucket:
-    """Encoded images of one size: mean and standard deviation of the latents (n, …), and their captions'
-    conditioning (n)."""
+    """n encoded images of one size: mean and standard deviation of the latents (views · n, …), and their
+    captions' conditioning (wordings · n), variant by variant: as they are first."""
 
     mean: torch.Tensor
     std: torch.Tensor
     text: TextEmbedding
+    variants: Variants = AS_THEY_ARE
 
     def __getitem__(self, index: Any) -> "Bucket":
-        return Bucket(mean=self.mean[index], std=self.std[index], text=self.text[index])
+        """Some of the images and captions as they are."""
+        n = len(self)
+        return Bucket(mean=self.mean[:n][index], std=self.std[:n][index], text=self.text[:n][index])
 
     def __len__(self) -> int:
-        return len(self.mean)
+        return len(self.mean) // len(self.variants.views)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

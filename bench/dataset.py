@@ -14,6 +14,7 @@ from bench.errors import MissingError, UsageError
 from bench.folder import read_folder
 from bench.pictures import ANY_COLUMNS, Columns, Entry, Fault, Flaw, digest
 from bench.tables import SPLITS, Tables, read_hub, read_tables, table_files
+from bench.variants import mentions
 
 BUILTIN = ("emoji/streamline", "emoji/pixel16", "emoji/fluent-3d")
 MIN_IMAGES = 6
@@ -251,10 +252,9 @@ def _triggered(examples: list[Example], trigger: str | None) -> tuple[Example, .
     trigger = (trigger or "").strip()
     if not trigger:
         return tuple(examples)
-    contains = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)", re.IGNORECASE)
     return tuple(
         example
-        if contains.search(example.caption)
+        if mentions(example.caption, trigger)
         else replace(example, caption=f"{trigger}, {example.caption}")
         for example in examples
     )

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from bench import yaml
 from bench.config import PRESETS, TrialConfig
 from bench.errors import UsageError
+from bench.variants import Variants, all_variants
 from bench.yaml import Number, Spec
 
 METRIC_NAMES = Literal[
@@ -73,6 +74,12 @@ class IntChoices(Spec):
     choices: Annotated[tuple[int, ...], Field(min_length=1)]
 
 
+class Switch(Spec):
+    """On, off, or both to choose from."""
+
+    choices: Annotated[tuple[bool, ...], Field(min_length=1)]
+
+
 class IntRange(Spec):
     """Whole numbers between two bounds, both included."""
 
@@ -117,6 +124,11 @@ class Parameters(Spec):
     dropout: Numbers | None = None
     epochs: IntChoices | None = None
     target_modules: ModuleChoices | None = None
+    caption_dropout: Numbers | None = None
+    flip: Switch | None = None
+    crops: IntChoices | None = None
+    shuffle_caption: Switch | None = None
+    keep_tags: IntChoices | None = None
 
 
 class Sampler(Spec):
@@ -339,6 +351,16 @@ class SearchSpace(Spec):
         """Epoch counts at which trials are scored, ascending."""
         epochs = self.parameters.epochs
         return tuple(sorted(set(epochs.choices))) if epochs else (self.default.epochs,)
+
+    @property
+    def variants(self) -> Variants:
+        """Of pictures and captions that any trial may draw among."""
+        names = ("flip", "crops", "shuffle_caption", "keep_tags")
+        searched = {name: getattr(self.parameters, name) for name in names}
+        values = {
+            name: spec.choices if spec else (getattr(self.default, name),) for name, spec in searched.items()
+        }
+        return all_variants(**values, trigger=self.trigger)
 
     def config_of(self, params: dict[str, Any]) -> TrialConfig:
         """The full configuration of a sampled point; what is not searched comes from `default`."""

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from bench.scoring.metrics import METRICS
-from bench.space import modules_to_text
+from bench.space import Parameters, modules_to_text
 from reports.figures import COLOURS, laid_out
 from reports.trials import Point, scored
-from reports.wording import number, short
+from reports.wording import number, short, switch
 
-PARAMETERS = ("rank", "alpha", "learning_rate", "dropout", "epochs", "target_modules")
+PARAMETERS = tuple(Parameters.model_fields)
 LOW, HIGH = (138, 155, 173), (213, 94, 0)
 """From grey to the winner's colour: the stronger, the better."""
 MAX_TICKS = 6
@@ -93,6 +93,8 @@ def _axis(name: str, points: list[Point]) -> Axis | None:
     values = [getattr(point.config, name) for point in points]
     if name == "target_modules":
         return _categories(name, [modules_to_text(value) for value in values])
+    if isinstance(values[0], bool):
+        return _categories(name, [switch(value) for value in values])
     if len(set(values)) < 2:
         return None
     positive = min(values) > 0

@@ -22,13 +22,13 @@ from rich.console import Console
 from bench.base import BaseModel, TrainingData, adaptable_names, find_device, load_base, target_names
 from bench.config import TrainingConfig
 from bench.dataset import Example, load_training_images
+from bench.encoding import encode
 from bench.errors import BenchError, MismatchError, TrialError, UsageError
 from bench.files import replacing, write_text
 from bench.pictures import Columns
 from bench.run import write_losses
 from bench.scoring.losses import FixedLosses
 from bench.scoring.statistics import mean_stderr
-from bench.session import encode
 from bench.training_progress import TrainingProgress, show_training
 from trainers.checkpoints import (
     ADAPTER,
@@ -144,7 +144,7 @@ def _load(config: TrainingConfig, console: Console) -> Loaded:
         _say(
             console, f"Note: {cut} of {len(captions)} captions are longer than the model reads, and are cut."
         )
-    data = encode(base, images, mixed=config.buckets)
+    data = encode(base, images, mixed=config.buckets, variants=config.variants)
     base.release_encoders()
     _check_latents(config, data)
     return Loaded(config=config, base=base, data=data, made_by=_made_by(config, base, images))
