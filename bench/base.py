@@ -75,9 +75,16 @@ class Bucket:
     std: torch.Tensor
     text: TextEmbedding
     variants: Variants = AS_THEY_ARE
+    shown: tuple[int, ...] | None = None
+    """The images that an epoch shows, some of them several times; None: each once."""
+
+    @property
+    def epoch(self) -> Sequence[int]:
+        """The images that an epoch shows."""
+        return range(len(self)) if self.shown is None else self.shown
 
     def __getitem__(self, index: Any) -> "Bucket":
-        """Some of the images and captions as they are."""
+        """Some of the images and captions as they are, each once."""
         n = len(self)
         return Bucket(mean=self.mean[:n][index], std=self.std[:n][index], text=self.text[:n][index])
 
@@ -96,9 +103,14 @@ class TrainingData:
     def __len__(self) -> int:
         return sum(len(bucket) for bucket in self.buckets)
 
+    @property
+    def num_shown(self) -> int:
+        """Images in an epoch."""
+        return sum(len(bucket.epoch) for bucket in self.buckets)
+
     def schedule(self, batch_size: int) -> Schedule:
         """Which bucket every step trains on."""
-        return Schedule(counts=tuple(len(bucket) for bucket in self.buckets), batch_size=batch_size)
+        return Schedule(counts=tuple(len(bucket.epoch) for bucket in self.buckets), batch_size=batch_size)
 
 
 Reader = Callable[[Sequence[str]], tuple[TextEmbedding, TextEmbedding]]

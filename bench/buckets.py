@@ -89,7 +89,7 @@ class Schedule:
     """
 
     counts: tuple[int, ...]
-    """Images of each bucket."""
+    """Images that an epoch shows, of each bucket."""
     batch_size: int
 
     def end(self, epoch: int) -> int:

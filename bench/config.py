@@ -137,6 +137,8 @@ class TrainingConfig(TrialConfig):
     """Pixels of a side; the model's own if left out."""
     buckets: bool = False
     """Train on crops of several aspect ratios, each picture on the nearest; on squares if not."""
+    balance: bool = True
+    """Train on each concept of the data equally often; on each picture if not."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Arithmetic of the frozen model; adapters are always float32."""
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, BeforeValidator(_word)] = None

@@ -1,6 +1,7 @@
 """Pictures and captions -> what a base trains on, with all the variants that trials may draw."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,28 +10,39 @@ from numpy.typing import NDArray
 from bench.base import BaseModel, Bucket, TextEmbedding, TrainingData, concatenate
 from bench.buckets import Size, bucket_of, bucket_sizes, fit, step_of
 from bench.cache import cached
-from bench.dataset import Example
+from bench.dataset import Example, balanced
 from bench.variants import AS_THEY_ARE, Variants, place_of
 
 
 def encode(
-    base: BaseModel, examples: Sequence[Example], *, mixed: bool = False, variants: Variants = AS_THEY_ARE
+    base: BaseModel,
+    examples: Sequence[Example],
+    *,
+    mixed: bool = False,
+    variants: Variants = AS_THEY_ARE,
+    balance: bool = False,
 ) -> TrainingData:
     """Latents and conditioning of images, cropped to squares or, `mixed`, each to the nearest aspect ratio.
 
-    What was encoded before comes from the cache.
+    With `balance` an epoch shows all concepts equally often. What was encoded before comes from the cache.
     """
     sizes: tuple[Size, ...] = (Size(base.resolution, base.resolution),)
     if mixed:
         sizes = bucket_sizes(base.resolution, step_of(base.resolution, base.vae_scale))
     by_size: dict[Size, list[Example]] = {size: [] for size in sizes}
-    for example in examples:
-        by_size[bucket_of(example.size, sizes)].append(example)
+    shown: dict[Size, list[int]] = {size: [] for size in sizes}
+    repeats = balanced(examples) if balance else [1] * len(examples)
+    for example, times in zip(examples, repeats, strict=True):
+        size = bucket_of(example.size, sizes)
+        shown[size] += [len(by_size[size])] * times
+        by_size[size].append(example)
     buckets = []
     for size, of_size in by_size.items():
         if of_size:
             bucket, empty = _encoded(base, of_size, size)
-            buckets.append(_varied(base, bucket, of_size, size, variants) if variants.any else bucket)
+            if variants.any:
+                bucket = _varied(base, bucket, of_size, size, variants)
+            buckets.append(replace(bucket, shown=tuple(shown[size])))
     return TrainingData(buckets=tuple(buckets), empty=empty)
 
 

@@ -361,7 +361,7 @@ class Packs:
 
     def typical(self, exam: Exam, rungs: Sequence[int]) -> float:
         """Of one training that is not known yet, scored on `exam` at each rung that it passes."""
-        return sum(rungs) / len(rungs) * len(self.data) + self.drawing(exam) * (len(rungs) + 1) / 2
+        return sum(rungs) / len(rungs) * self.data.num_shown + self.drawing(exam) * (len(rungs) + 1) / 2
 
     def _draw(
         self, exam: Exam, num_slots: int

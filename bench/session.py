@@ -255,7 +255,13 @@ def packs_of(session: Session, engine: Engine, progress: Progress) -> Packs:
     space = session.run.space
     return Packs(
         base=session.base,
-        data=encode(session.base, session.dataset.train, mixed=space.buckets, variants=space.variants),
+        data=encode(
+            session.base,
+            session.dataset.train,
+            mixed=space.buckets,
+            variants=space.variants,
+            balance=space.balance,
+        ),
         trainer=engine.train,
         attach=engine.attach,
         progress=progress,
@@ -501,7 +507,7 @@ def _create(path: Path, metadata: Metadata, loaded: _Loaded) -> Run:
 
 def _check_same(run: Run, metadata: Metadata) -> None:
     """To go on, a search must be the one that was begun; only how long it lasts may change."""
-    mine, theirs = metadata.space, run.metadata.space
+    mine, theirs = metadata.space, run.space.model_dump(mode="json")  # with keys that came later
     # The last four are known by their fingerprints.
     free = {"trials", "budget", "slots", "devices", "name", "floor", "weights"}
     free |= {"base", "data", "scorer", "judge"}
@@ -551,7 +557,11 @@ def _prompt_records(split: Split, prompts: Sequence[Prompt], dataset: Dataset) -
         real = f"real/{folder}/{number:04d}.webp" if prompt.example else None
         if prompt.example and prompt.kind == "training":
             real = f"real/train/{rows[prompt.example.digest]:04d}.webp"
-        records.append(PromptRecord(text=prompt.text, seeds=prompt.seeds, real=real, kind=prompt.kind))
+        concept = prompt.example.concept if prompt.example else ""
+        record = PromptRecord(
+            text=prompt.text, seeds=prompt.seeds, real=real, kind=prompt.kind, concept=concept
+        )
+        records.append(record)
     return records
 
 

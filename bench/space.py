@@ -253,6 +253,8 @@ class SearchSpace(Spec):
     """Pixels of a side; the base's own if left out."""
     buckets: bool = False
     """Train on crops of several aspect ratios, each picture on the nearest; on squares if not."""
+    balance: bool = True
+    """Train on each concept of the data equally often; on each picture if not."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the frozen base; adapters are always float32."""
     parameters: Parameters

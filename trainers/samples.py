@@ -47,13 +47,14 @@ class Draw:
 
 
 def draw(data: TrainingData, config: TrialConfig, step: int) -> Draw:
-    """Of one trial's batch; its own permutations show every image of a bucket equally often."""
+    """Of one trial's batch; its own permutations show the images of a bucket as often as an epoch does."""
     size, generator = config.batch_size, stream(config.seed, "step", step)
     place = data.schedule(size).place(step)
     images = data.buckets[place.bucket]
+    rows = _indices(len(images.epoch), config.seed, place, size)
     shape = (size, *images.mean.shape[1:])
     return Draw(
-        index=torch.tensor(_indices(len(images), config.seed, place, size)),
+        index=torch.tensor([images.epoch[row] for row in rows]),
         posterior=torch.randn(shape, generator=generator),
         noise=torch.randn(shape, generator=generator),
         timesteps=torch.randint(NUM_TIMESTEPS, (size,), generator=generator),

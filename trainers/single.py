@@ -21,7 +21,7 @@ from rich.console import Console
 
 from bench.base import BaseModel, TrainingData, adaptable_names, find_device, load_base, target_names
 from bench.config import TrainingConfig
-from bench.dataset import Example, load_training_images
+from bench.dataset import Example, content_of, load_training_images
 from bench.encoding import encode
 from bench.errors import BenchError, MismatchError, TrialError, UsageError
 from bench.files import replacing, write_text
@@ -144,7 +144,7 @@ def _load(config: TrainingConfig, console: Console) -> Loaded:
         _say(
             console, f"Note: {cut} of {len(captions)} captions are longer than the model reads, and are cut."
         )
-    data = encode(base, images, mixed=config.buckets, variants=config.variants)
+    data = encode(base, images, mixed=config.buckets, variants=config.variants, balance=config.balance)
     base.release_encoders()
     _check_latents(config, data)
     return Loaded(config=config, base=base, data=data, made_by=_made_by(config, base, images))
@@ -174,7 +174,7 @@ def _check_latents(config: TrainingConfig, data: TrainingData) -> None:
 
 
 def _made_by(config: TrainingConfig, base: BaseModel, images: Sequence[Example]) -> dict[str, Any]:
-    content = json.dumps([(example.caption, example.digest) for example in images])
+    content = json.dumps(content_of(images))
     kept = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
     return kept | {
         "dtype": config.arithmetic,

@@ -192,3 +192,40 @@ def test_more_variants_cost_only_what_is_new(base: BaseModel, cache: Path) -> No
         encode(base, PICTURES, variants=variants)
         counts.append(len(list(cache.iterdir())))
     assert counts == [1, 2, 4, 4, 5]
+
+
+# Concepts
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("mixed", [False, True])
+def test_an_epoch_shows_every_concept_equally_often(base: BaseModel, mixed: bool) -> None:
+    named = [replace(example, concept="dog" if n else "cat") for n, example in enumerate(PICTURES)]
+    data = encode(base, named, mixed=mixed, balance=True)
+    assert (len(data), data.num_shown) == (4, 6)
+    config = PLAIN.model_copy(update={"batch_size": 1})
+    shown = {}
+    for step in range(data.schedule(1).end(1)):
+        place = data.schedule(1).place(step)
+        row = int(draw(data, config, step).index)
+        pixels = data.buckets[place.bucket].mean[row].cpu().numpy().tobytes()
+        shown[pixels] = shown.get(pixels, 0) + 1
+    assert sorted(shown.values()) == [1, 1, 1, 3]
+
+
+@pytest.mark.usefixtures("cache")
+def test_one_concept_is_drawn_as_without_balance(base: BaseModel) -> None:
+    plain, same = (encode(base, PICTURES, balance=balance) for balance in (False, True))
+    for one, other in zip(steps(plain, PLAIN, 9), steps(same, PLAIN, 9), strict=True):
+        assert all(map(torch.equal, one.tensors, other.tensors))
+
+
+@pytest.mark.usefixtures("cache")
+def test_balanced_packs_give_what_their_trials_give_alone(base: BaseModel) -> None:
+    named = [replace(example, concept="dog" if n else "cat") for n, example in enumerate(PICTURES)]
+    data = encode(base, named, balance=True, variants=Variants(flip=True))
+    configs = [PLAIN, PLAIN.model_copy(update={"flip": True, "rank": 2})]
+    for config, adapter in zip(configs, trained(base, data, configs), strict=True):
+        (alone,) = trained(base, data, [config])
+        for name, tensor in alone.items():
+            assert (adapter[name] - tensor).norm() <= 5e-4 * tensor.norm(), name
