@@ -68,16 +68,22 @@ class ModuleChoices(Spec):
     choices: Annotated[tuple[Modules, ...], Field(min_length=1)]
 
 
+class WordChoices(Spec):
+    """One of the listed words."""
+
+    choices: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Flags(Spec):
+    """On, off, or both: [true, false]."""
+
+    choices: Annotated[tuple[bool, ...], Field(min_length=1)]
+
+
 class IntChoices(Spec):
     """One of the listed whole numbers."""
 
     choices: Annotated[tuple[int, ...], Field(min_length=1)]
-
-
-class Switch(Spec):
-    """On, off, or both to choose from."""
-
-    choices: Annotated[tuple[bool, ...], Field(min_length=1)]
 
 
 class IntRange(Spec):
@@ -124,10 +130,22 @@ class Parameters(Spec):
     dropout: Numbers | None = None
     epochs: IntChoices | None = None
     target_modules: ModuleChoices | None = None
+    weight_decay: Numbers | None = None
+    max_grad_norm: Numbers | None = None
+    warmup_steps: Integers | None = None
+    lr_scheduler: WordChoices | None = None
+    lora_plus: Numbers | None = None
+    rank_down: Integers | None = None
+    rank_mid: Integers | None = None
+    rank_up: Integers | None = None
+    ema: Numbers | None = None
+    rslora: Flags | None = None
+    min_snr_gamma: Numbers | None = None
+    noise_offset: Numbers | None = None
     caption_dropout: Numbers | None = None
-    flip: Switch | None = None
+    flip: Flags | None = None
     crops: IntChoices | None = None
-    shuffle_caption: Switch | None = None
+    shuffle_caption: Flags | None = None
     keep_tags: IntChoices | None = None
 
 
@@ -377,9 +395,10 @@ class SearchSpace(Spec):
         """The point of the space that gives `config`: the inverse of `config_of`."""
         point = {name: getattr(config, name) for name in self.distributions}
         if "alpha" in point and isinstance(self.parameters.alpha, AlphaRatio):
+            ratio = config.alpha / config.rank
             # Division may miss a listed ratio by a rounding.
-            listed = [r for r in self.parameters.alpha.ratio if math.isclose(r, config.scale)]
-            point["alpha"] = listed[0] if listed else config.scale
+            listed = [r for r in self.parameters.alpha.ratio if math.isclose(r, ratio)]
+            point["alpha"] = listed[0] if listed else ratio
         if "target_modules" in point:
             point["target_modules"] = modules_to_text(config.target_modules)
         return point

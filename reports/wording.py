@@ -101,16 +101,11 @@ def settings(config: TrialConfig) -> dict[str, str]:
     for name, value in config.model_dump().items():
         if name == "target_modules":
             texts[name] = modules_to_text(value)
-        elif isinstance(value, bool):
-            texts[name] = switch(value)
+        elif isinstance(value, float):
+            texts[name] = short(value)
         else:
-            texts[name] = str(value) if isinstance(value, int) else short(value)
+            texts[name] = "–" if value is None else str(value)
     return texts
-
-
-def switch(value: bool) -> str:
-    """As it is said in a space."""
-    return "true" if value else "false"
 
 
 def qualifier(score: Score) -> str:

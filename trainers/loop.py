@@ -24,7 +24,7 @@ from bench.denoising import DenoisingLoss
 from bench.graphs import Compute, captured
 from bench.lanes import threads_of
 from trainers.lora import Adapter, Attached, Slots, save_adapter
-from trainers.optimizer import AdamW
+from trainers.optimizer import AdamW, rate_at
 from trainers.samples import Draw, batch, draw, together
 
 AHEAD = 2
@@ -42,7 +42,12 @@ class Trial:
     ends: list[tuple[int, int]]
     """(epoch, step at which it ends) of the rungs still to come."""
     step: int = 0
+    """Updates so far."""
     losses: list[float] = field(default_factory=list)
+
+    @property
+    def num_steps(self) -> int:
+        return self.ends[-1][1]
 
     @property
     def broken(self) -> bool:
@@ -90,10 +95,10 @@ def train(
 ) -> Generator[Rung, None, None]:
     """Train configs, `num_slots` side by side; yields whenever some stand at an epoch of `rungs`.
 
-    The next config is taken when a slot is free. Every config's `epochs` must be one of `rungs`, and all
-    must share `batch_size`. A trial leaves after the rung at its `epochs`, when it is stopped, or when its
-    loss is no longer finite. `on_step` gets the number of trials that made a step. Raises
-    torch.OutOfMemoryError.
+    The next config is taken when a slot is free. Every config's `epochs` must be one of `rungs`, where one
+    that is not nested stands only then; all must share `batch_size`. A trial leaves after the rung at its
+    `epochs`, when it is stopped, or when its loss is no longer finite. `on_step` gets the number of trials
+    that made a step. Raises torch.OutOfMemoryError.
     """
     numbered = enumerate(configs)
     first = [_trial(index, config, rungs, data) for index, config in islice(numbered, num_slots)]
@@ -113,7 +118,8 @@ def train(
 
 def _trial(index: int, config: TrialConfig, rungs: Sequence[int], data: TrainingData) -> Trial:
     schedule = data.schedule(config.batch_size)
-    ends = [(epoch, schedule.end(epoch)) for epoch in rungs if epoch <= config.epochs]
+    passed = [epoch for epoch in rungs if epoch <= config.epochs] if config.nested else [config.epochs]
+    ends = [(epoch, schedule.end(epoch)) for epoch in passed]
     return Trial(index, config, ends)
 
 
@@ -208,13 +214,15 @@ class Pack:
         configs = self.slots.configs
         now = self.trials[0].step  # all trials began at the end of an epoch: they meet in one bucket
         steps = [trial.step if trial else now for trial in self._places]
+        rates = [rate_at(t.config, t.step, t.num_steps) if t else 0.0 for t in self._places]
         bucket = self._data.schedule(configs[0].batch_size).place(now).bucket
         pairs = zip(configs, steps, strict=True)
         draws = [draw(self._data, config, step).split(self._num_parts) for config, step in pairs]
         found = [self._gradient(bucket, together(parts)) for parts in zip(*draws, strict=True)]
         losses = torch.stack([losses for losses, _ in found]).mean(dim=0)
         gradient = found[0][1] if len(found) == 1 else _mean([gradient for _, gradient in found])
-        self._optimizer.update(self.slots.weights, gradient, configs, steps)
+        self._optimizer.update(self.slots.weights, gradient, configs, rates, steps)
+        self.slots.average(steps)
         for trial in self.trials:
             trial.step += 1
         return losses
@@ -295,8 +303,10 @@ class Pack:
         self.slots.__enter__()  # once nothing can run out of memory any more
         for slot, trial in enumerate(trials):
             if trial.index in begun:
-                for rows, values in zip(self._rows(), begun[trial.index], strict=True):
-                    self.slots.write(rows, slot, values)
+                self.slots.load(slot, begun[trial.index]["weights"])
+                for name, values in begun[trial.index].items():
+                    if name in self._rows():
+                        self.slots.write(self._rows()[name], slot, values)
 
     def _attach_again(self, trials: Sequence[Trial]) -> None:
         """In slots of other shapes, where those that have begun go on."""
@@ -304,22 +314,25 @@ class Pack:
         self._graphs.clear()
         self._drawn.clear()
         self.slots.__exit__()
-        self.slots.weights = self._optimizer.mean = self._optimizer.square = torch.empty(0)
+        self.slots.give_back()
+        self._optimizer.mean = self._optimizer.square = torch.empty(0)
         self._attach(trials, begun)
 
     def states(self) -> "States":
         """Of all trials."""
         return {
-            trial.index: [self.slots.read(rows, self.slot(trial)) for rows in self._rows()]
+            trial.index: {n: self.slots.read(rows, self.slot(trial)) for n, rows in self._rows().items()}
             for trial in self.trials
         }
 
-    def _rows(self) -> tuple[torch.Tensor, ...]:
-        return self.slots.weights, self._optimizer.mean, self._optimizer.square
+    def _rows(self) -> dict[str, torch.Tensor]:
+        return {**self.slots.rows, "mean": self._optimizer.mean, "square": self._optimizer.square}
 
 
-States = Mapping[int, Sequence[Adapter]]
-"""By a trial's index: its weights, and their moments' mean and square."""
+State = Mapping[str, Adapter]
+"""A trial's `weights`, their `average` where there is one, and the moments `mean` and `square`."""
+States = Mapping[int, State]
+"""By a trial's index."""
 
 
 def _mean(gradients: Sequence[torch.Tensor]) -> torch.Tensor:

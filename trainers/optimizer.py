@@ -1,5 +1,6 @@
 """AdamW on rows: each row its own learning rate, decay and clipping."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -33,17 +34,22 @@ class AdamW:
         weights: torch.Tensor,
         gradient: torch.Tensor,
         configs: Sequence[TrialConfig],
+        rates: Sequence[float],
         steps: Sequence[int],
     ) -> None:
-        """One update from a gradient (K, P), which may be overwritten; `steps` count from 0, by row."""
+        """One update from a gradient (K, P), which may be overwritten.
+
+        By row: the config, the learning rate of A, and the number of updates before.
+        """
         if not weights.is_cuda:
             gradient[:, self._num_A :] *= self._factor
-            for row, (config, step) in enumerate(zip(configs, steps, strict=True)):
-                self._update_row(weights[row], gradient[row], row, config, step)
+            for row, (config, rate, step) in enumerate(zip(configs, rates, steps, strict=True)):
+                self._update_row(weights[row], gradient[row], row, config, rate, step)
             return
         from bench import kernels
 
-        rows = [_numbers(config, step) for config, step in zip(configs, steps, strict=True)]
+        given = zip(configs, rates, steps, strict=True)
+        rows = [_numbers(config, rate, step) for config, rate, step in given]
         numbers = torch.tensor(rows).pin_memory().to(weights.device, non_blocking=True)
         parts = gradient[:, : self._num_A], gradient[:, self._num_A :]
         of_A, of_B = (torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts)
@@ -52,35 +58,56 @@ class AdamW:
         kernels.adamw(weights, self.mean, self.square, *scaled, numbers, BETAS, EPSILON)
 
     def _update_row(
-        self, weights: torch.Tensor, gradient: torch.Tensor, row: int, config: TrialConfig, step: int
+        self,
+        weights: torch.Tensor,
+        gradient: torch.Tensor,
+        row: int,
+        config: TrialConfig,
+        rate: float,
+        step: int,
     ) -> None:
         norm = float(gradient.norm()) + 1e-6  # as torch.nn.utils.clip_grad_norm_
         if norm > config.max_grad_norm:
             gradient = gradient * (config.max_grad_norm / norm)
-        adamw(
-            [weights],
-            [gradient],
-            [self.mean[row]],
-            [self.square[row]],
-            [],
-            [torch.tensor(float(step))],
-            fused=weights.device.type == "cpu",
-            amsgrad=False,
-            beta1=BETAS[0],
-            beta2=BETAS[1],
-            lr=rate_at(config, step),
-            weight_decay=config.weight_decay,
-            eps=EPSILON,
-            maximize=False,
-        )
+        of_A, of_B = slice(self._num_A), slice(self._num_A, None)
+        same = config.lora_plus == 1
+        parts = [(slice(None), rate)] if same else [(of_A, rate), (of_B, rate * config.lora_plus)]
+        for part, part_rate in parts:
+            adamw(
+                [weights[part]],
+                [gradient[part]],
+                [self.mean[row, part]],
+                [self.square[row, part]],
+                [],
+                [torch.tensor(float(step))],
+                fused=weights.device.type == "cpu",
+                amsgrad=False,
+                beta1=BETAS[0],
+                beta2=BETAS[1],
+                lr=part_rate,
+                weight_decay=config.weight_decay,
+                eps=EPSILON,
+                maximize=False,
+            )
 
 
-def rate_at(config: TrialConfig, step: int) -> float:
-    """The learning rate of a step, counted from 0."""
-    return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps if config.warmup_steps else 1.0)
+def rate_at(config: TrialConfig, step: int, num_steps: int) -> float:
+    """The learning rate of a step, counted from 0, of so many."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
+    match config.lr_scheduler:
+        case "constant":
+            return config.learning_rate
+        case "linear":
+            return config.learning_rate * (1 - progress)
+        case "cosine":
+            return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
-def _numbers(config: TrialConfig, step: int) -> tuple[float, ...]:
-    """Of a row: largest norm, rate / (1 − β₁ᵗ), 1 − rate · decay, 1 − β₂ᵗ."""
-    rate, corrections = rate_at(config, step), [1 - beta ** (step + 1) for beta in BETAS]
-    return config.max_grad_norm, rate / corrections[0], 1 - rate * config.weight_decay, corrections[1]
+def _numbers(config: TrialConfig, rate: float, step: int) -> tuple[float, ...]:
+    """Of a row: largest norm, 1 − β₂ᵗ; of A, then of B: rate / (1 − β₁ᵗ), 1 − rate · decay."""
+    corrections = [1 - beta ** (step + 1) for beta in BETAS]
+    rates = rate, rate * config.lora_plus
+    of_parts = [(each / corrections[0], 1 - each * config.weight_decay) for each in rates]
+    return config.max_grad_norm, corrections[1], *of_parts[0], *of_parts[1]

@@ -27,6 +27,8 @@ class Draw:
     """Whether the sample trains with the empty prompt, (n)."""
     keys: torch.Tensor
     """int32, (n): of the dropout masks."""
+    gamma: torch.Tensor
+    """Float32, (n); see `Batch.gamma`."""
     view: torch.Tensor
     """Of the image, (n)."""
     wording: torch.Tensor
@@ -53,13 +55,18 @@ def draw(data: TrainingData, config: TrialConfig, step: int) -> Draw:
     images = data.buckets[place.bucket]
     rows = _indices(len(images.epoch), config.seed, place, size)
     shape = (size, *images.mean.shape[1:])
+    posterior, noise = (torch.randn(shape, generator=generator) for _ in range(2))
+    if config.noise_offset:
+        offset = torch.randn(*shape[:2], 1, 1, generator=stream(config.seed, "noise offset", step))
+        noise += config.noise_offset * offset
     return Draw(
         index=torch.tensor([images.epoch[row] for row in rows]),
-        posterior=torch.randn(shape, generator=generator),
-        noise=torch.randn(shape, generator=generator),
+        posterior=posterior,
+        noise=noise,
         timesteps=torch.randint(NUM_TIMESTEPS, (size,), generator=generator),
         dropped=torch.rand(size, generator=generator) < config.caption_dropout,
         keys=torch.randint(-(2**31), 2**31, (size,), generator=generator).int(),
+        gamma=torch.full((size,), config.min_snr_gamma),
         view=_views(images.variants, config, step),
         wording=_wordings(images.variants, config, step),
     )
@@ -78,7 +85,7 @@ def batch(images: Bucket, empty: TextEmbedding, drawn: Draw) -> Batch:
         torch.where(drawn.dropped.view(-1, 1), empty.pooled, images.text.pooled[wording]),
     )
     latents = images.mean[view] + images.std[view] * drawn.posterior
-    return Batch(latents, drawn.noise, drawn.timesteps, text)
+    return Batch(latents, drawn.noise, drawn.timesteps, text, drawn.gamma)
 
 
 # Each kind of variant has a stream of its own: what a trial does not use changes none of its numbers.

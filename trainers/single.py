@@ -175,7 +175,8 @@ def _check_latents(config: TrainingConfig, data: TrainingData) -> None:
 
 def _made_by(config: TrainingConfig, base: BaseModel, images: Sequence[Example]) -> dict[str, Any]:
     content = json.dumps(content_of(images))
-    kept = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
+    free = FREE if config.nested else FREE - {"epochs"}
+    kept = {key: value for key, value in config.model_dump(mode="json").items() if key not in free}
     return kept | {
         "dtype": config.arithmetic,
         "resolution": base.resolution,
@@ -257,14 +258,17 @@ class Training:
         started = time.monotonic()
         self.pack.advance(lambda num_trials: None, number)
         seconds = (time.monotonic() - started) / number
-        losses, config = self.trial.losses, self.trial.config
+        losses = self.trial.losses
         for step in range(len(losses) - number, len(losses)):
             if not math.isfinite(losses[step]):
                 raise self._diverged(f"the loss was no longer finite at step {step + 1}")
         for step in range(len(losses) - number, len(losses)):
-            self.trackers.log(step + 1, loss=losses[step], learning_rate=rate_at(config, step))
-        self.progress.update(self.trial.step, losses, rate_at(config, self.trial.step - 1))
+            self.trackers.log(step + 1, loss=losses[step], learning_rate=self._rate(step))
+        self.progress.update(self.trial.step, losses, self._rate(self.trial.step - 1))
         return max(1, min(MAX_STRIDE, round(STRIDE_SECONDS / max(seconds, 1e-6))))
+
+    def _rate(self, step: int) -> float:
+        return rate_at(self.trial.config, step, self.loaded.num_steps)
 
     def _diverged(self, what: str) -> TrialError:
         saved = [str(path) for path in find_checkpoints(self.loaded.output)]
@@ -276,7 +280,7 @@ class Training:
     def _save(self) -> None:
         config = self.loaded.config
         state = self.pack.states()[self.trial.index]
-        if not all(bool(torch.isfinite(tensor).all()) for part in state for tensor in part.values()):
+        if not all(bool(torch.isfinite(tensor).all()) for part in state.values() for tensor in part.values()):
             raise self._diverged(f"weights were no longer finite at step {self.trial.step}")
         checkpoint = Checkpoint(step=self.trial.step, state=state, losses=self.trial.losses)
         written = (self.trial.config, self.loaded.made_by, config.save_total_limit)
