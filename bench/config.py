@@ -1,11 +1,13 @@
 """TrialConfig: everything that decides one LoRA's weights."""
 
 import math
+from dataclasses import replace
 from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 
+from bench.variants import Variants, all_variants
 from bench.yaml import Number, Spec
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -26,6 +28,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
 }
 assert set(PRESETS) == set(get_args(Preset))
 MAX_RANK, MAX_BATCH = 1024, 1024
+MAX_CROPS, MAX_TAGS = 64, 1000
 FOUND = {"learning_rate": 1, "lora_plus": 1}
 """What Prodigy leaves no choice of."""
 GUIDE_NAMES = {
@@ -86,6 +89,15 @@ class TrialConfig(Spec):
     """Standard deviation of a noise that is the same all over a channel, added to the other."""
     caption_dropout: Number = Field(0.0, ge=0, lt=1)
     """Probability of training a sample with the empty prompt."""
+    flip: bool = False
+    """Each sample is mirrored with probability 1/2."""
+    crops: int = Field(1, ge=1, le=MAX_CROPS)
+    """Of a picture, of which each sample shows one: the centre's, and others that lie anywhere. All are the
+    same where it has the shape that is trained on."""
+    shuffle_caption: bool = False
+    """Each sample has the tags of its caption, which commas separate, in one of several orders."""
+    keep_tags: int = Field(0, ge=0, le=MAX_TAGS)
+    """Tags that stay in front while the others are shuffled."""
     seed: int = Field(0, ge=0, lt=2**31)
 
     @field_validator("target_modules")
@@ -120,6 +132,11 @@ class TrialConfig(Spec):
     def nested(self) -> bool:
         """Whether a training of fewer epochs is the beginning of this one, to the bit."""
         return self.lr_scheduler == "constant"
+
+    @property
+    def variants(self) -> Variants:
+        """Of pictures and captions that this training draws among."""
+        return all_variants([self.flip], [self.crops], [self.shuffle_caption], [self.keep_tags])
 
     @property
     def module_endings(self) -> tuple[str, ...]:
@@ -164,6 +181,8 @@ class TrainingConfig(TrialConfig):
     """Pixels of a side; the model's own if left out."""
     buckets: bool = False
     """Train on crops of several aspect ratios, each picture on the nearest; on squares if not."""
+    balance: bool = True
+    """Train on each concept of the data equally often; on each picture if not."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Arithmetic of the frozen model; adapters are always float32."""
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, BeforeValidator(_word)] = None
@@ -205,6 +224,10 @@ class TrainingConfig(TrialConfig):
     def arithmetic(self) -> str:
         """`dtype`, by whichever name it is given."""
         return self.dtype or DTYPES[self.mixed_precision or "no"]
+
+    @property
+    def variants(self) -> Variants:
+        return replace(super().variants, trigger=self.trigger)
 
     def guide_yaml(self) -> str:
         """As YAML under the training guide's names, target modules listed in full."""

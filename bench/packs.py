@@ -364,7 +364,7 @@ class Packs:
 
     def typical(self, exam: Exam, rungs: Sequence[int]) -> float:
         """Of one training that is not known yet, scored on `exam` at each rung that it passes."""
-        return sum(rungs) / len(rungs) * len(self.data) + self.drawing(exam) * (len(rungs) + 1) / 2
+        return sum(rungs) / len(rungs) * self.data.num_shown + self.drawing(exam) * (len(rungs) + 1) / 2
 
     def _draw(self, exam: Exam, num_slots: int) -> Generator[tuple[NDArray[np.uint8], Losses], None, None]:
         """Images and denoising losses through each attached adapter, as they come."""

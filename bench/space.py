@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from bench import yaml
 from bench.config import FOUND, PRESETS, TrialConfig
 from bench.errors import UsageError
+from bench.variants import Variants, all_variants
 from bench.yaml import Number, Spec
 
 METRIC_NAMES = Literal[
@@ -143,6 +144,10 @@ class Parameters(Spec):
     min_snr_gamma: Numbers | None = None
     noise_offset: Numbers | None = None
     caption_dropout: Numbers | None = None
+    flip: Flags | None = None
+    crops: IntChoices | None = None
+    shuffle_caption: Flags | None = None
+    keep_tags: IntChoices | None = None
 
 
 class Sampler(Spec):
@@ -267,6 +272,8 @@ class SearchSpace(Spec):
     """Pixels of a side; the base's own if left out."""
     buckets: bool = False
     """Train on crops of several aspect ratios, each picture on the nearest; on squares if not."""
+    balance: bool = True
+    """Train on each concept of the data equally often; on each picture if not."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the frozen base; adapters are always float32."""
     parameters: Parameters
@@ -365,6 +372,16 @@ class SearchSpace(Spec):
         """Epoch counts at which trials are scored, ascending."""
         epochs = self.parameters.epochs
         return tuple(sorted(set(epochs.choices))) if epochs else (self.default.epochs,)
+
+    @property
+    def variants(self) -> Variants:
+        """Of pictures and captions that any trial may draw among."""
+        names = ("flip", "crops", "shuffle_caption", "keep_tags")
+        searched = {name: getattr(self.parameters, name) for name in names}
+        values = {
+            name: spec.choices if spec else (getattr(self.default, name),) for name, spec in searched.items()
+        }
+        return all_variants(**values, trigger=self.trigger)
 
     def config_of(self, params: dict[str, Any]) -> TrialConfig:
         """The full configuration of a sampled point; what is not searched comes from `default`."""

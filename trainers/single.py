@@ -20,7 +20,8 @@ from rich.console import Console
 
 from bench.base import BaseModel, TrainingData, adaptable_names, load_base, target_names
 from bench.config import MAX_BATCH, TrainingConfig, TrialConfig
-from bench.dataset import Example, load_training_images
+from bench.dataset import Example, content_of, load_training_images
+from bench.encoding import encode
 from bench.errors import BenchError, MismatchError, TrialError, UsageError
 from bench.export import export_training
 from bench.exported import export_folder
@@ -30,7 +31,6 @@ from bench.publish import Upload, prepared
 from bench.run import write_losses
 from bench.scoring.losses import FixedLosses
 from bench.scoring.statistics import mean_stderr
-from bench.session import encode
 from bench.training_progress import TrainingProgress, show_training
 from trainers.checkpoints import (
     ADAPTER,
@@ -179,7 +179,7 @@ def _load(config: TrainingConfig, processes: Processes, console: Console) -> Loa
         _say(
             console, f"Note: {cut} of {len(captions)} captions are longer than the model reads, and are cut."
         )
-    data = encode(base, images, mixed=config.buckets)
+    data = encode(base, images, mixed=config.buckets, variants=config.variants, balance=config.balance)
     previews = Previews(base, config) if config.sample_prompts and processes.is_first else None
     base.release_encoders()
     _check_latents(config, data)
@@ -231,7 +231,7 @@ def _check_latents(config: TrainingConfig, data: TrainingData) -> None:
 def _made_by(
     config: TrainingConfig, trial: TrialConfig, base: BaseModel, images: Sequence[Example]
 ) -> dict[str, Any]:
-    content = json.dumps([(example.caption, example.digest) for example in images])
+    content = json.dumps(content_of(images))
     free = FREE if config.nested else FREE - {"epochs"}
     kept = {key: value for key, value in config.model_dump(mode="json").items() if key not in free}
     return kept | {

@@ -291,7 +291,7 @@ def test_accumulated_batches_are_the_whole_batch(base: BaseModel, data: Training
 def test_a_training_gives_what_a_trial_of_a_search_gives(write: Write, tmp_path: Path) -> None:
     from bench.base import find_device, load_base
     from bench.dataset import load_dataset
-    from bench.session import encode
+    from bench.encoding import encode
 
     text = write(hold_out=True, gradient_accumulation_steps=1, train_batch_size=2).read_text()
     config = parse(text, TrainingConfig, "x")
