@@ -39,7 +39,6 @@ from trainers.checkpoints import (
     write_checkpoint,
 )
 from trainers.loop import Pack, Trial
-from trainers.lora import save_adapter
 from trainers.optimizer import rate_at
 from trainers.trackers import Trackers, refuse_missing, tracking
 
@@ -227,7 +226,7 @@ def _trained(loaded: Loaded, begun: Checkpoint | None, console: Console) -> Path
         if watched:
             pack.focus([trial])
             progress.line(watched.describe(config))
-        return _finish(loaded, pack, trial)
+        return _finish(loaded, trial)
 
 
 @dataclass(eq=False, slots=True)
@@ -301,10 +300,11 @@ def _interrupts() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _finish(loaded: Loaded, pack: Pack, trial: Trial) -> Path:
+def _finish(loaded: Loaded, trial: Trial) -> Path:
     file = loaded.output / ADAPTER
     with replacing(file) as temporary:
-        save_adapter(temporary, pack.slots.adapter(pack.slot(trial)), trial.config)
+        # Not written anew: the same bytes are known as one adapter, and a header's order is left to chance.
+        shutil.copyfile(find_checkpoints(loaded.output)[-1] / ADAPTER, temporary)
     write_losses(loaded.output, trial.losses)
     write_text(loaded.output / "training_config.yaml", loaded.config.guide_yaml())
     return file
