@@ -21,7 +21,7 @@ Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 
 
 class Spec(BaseModel):
-    """Base of all models read from YAML: frozen, unknown keys refused; a docstring of a field describes it."""
+    """Base of all models read from YAML: frozen, unknown keys refused; docstrings describe the fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
