@@ -243,6 +243,38 @@ def export_run(
         console.print(f"  {file.name}", markup=False, highlight=False, soft_wrap=True)
 
 
+@app.command("try")
+def try_run(
+    run: Annotated[str, typer.Argument(help="A run's name or folder, or a LoRA file (.safetensors).")],
+    base: Annotated[str | None, typer.Option(help="The base of a LoRA file; a run has its own.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 7860,
+) -> None:
+    """Show a local web page: the base and the winner side by side, same seed, at any weight and prompt.
+
+    It is served to this machine alone, until Ctrl-C.
+    """
+    from bench.easel import easel_of, easel_with
+    from reports.live import refuse_missing, serve
+    from trainers.adapters import attach
+
+    refuse_missing()
+    is_file = run.endswith(ADAPTER)
+    if is_file and base is None:
+        raise UsageError(f"{run}: say with --base which model it is for")
+    if base and not is_file:
+        raise UsageError(f"--base: only for a LoRA file ({ADAPTER}); a run has its own")
+    easel = easel_with(Path(run), str(base), attach) if is_file else easel_of(_open(run), attach)
+    console = _console()
+
+    def say(address: str) -> None:
+        console.print(f"Open {address}; Ctrl-C ends it.", markup=False, highlight=False, soft_wrap=True)
+
+    try:
+        serve(easel, port, say)
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+
+
 @app.command()
 def push(
     run: Annotated[

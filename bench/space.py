@@ -154,7 +154,9 @@ class Sampler(Spec):
     """How images are drawn for scoring: DPM-Solver++ (2M) with classifier-free guidance."""
 
     steps: int = Field(20, ge=1, le=1000)
+    """Of each image."""
     guidance: Number = Field(5.0, ge=0)
+    """Scale of classifier-free guidance."""
     rung_steps: int | None = Field(None, ge=1, le=1000)
     """Steps on the dev prompts, which only choose; `steps` if left out."""
 
@@ -222,7 +224,9 @@ class Confirm(Spec):
     """The end of a search: the best few and the default, retrained with fresh seeds."""
 
     finalists: int = Field(3, ge=1)
+    """How many of the best."""
     seeds: int = Field(3, ge=1)
+    """Trainings of each of them, and of the default."""
 
 
 def _duration(value: object) -> object:
@@ -253,6 +257,7 @@ class SearchSpace(Spec):
     """Everything that decides a search; `run.json` keeps it as resolved."""
 
     name: str = Field("space", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Of its runs; the file's name if left out."""
     base: str
     """`emoji-xl` (bundled), a diffusers folder, a .safetensors checkpoint or a model id on the Hub."""
     revision: str | None = None
@@ -277,6 +282,7 @@ class SearchSpace(Spec):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the frozen base; adapters are always float32."""
     parameters: Parameters
+    """What is searched."""
     default: TrialConfig
     """The configuration to beat: enqueued first, retrained at the end."""
     start_points: tuple[dict[str, Any], ...] = ()
@@ -286,19 +292,26 @@ class SearchSpace(Spec):
         "clip_score",
         "diversity",
     )
+    """What the sampler improves, all at once."""
     select_by: CHOOSING = "similarity"
     """The objective that ranks finalists and names the winner."""
     prompts: Prompts = Prompts()
+    """What is drawn."""
     sampler: Sampler = Sampler()
+    """How it is drawn."""
     prune: Prune = Prune()
+    """Which trials stop early."""
     confirm: Confirm = Confirm()
+    """What is trained again at the end."""
     floor: int = Field(3, ge=0, le=1000)
     """Trainings of the default that the noise floor is measured from, two at least; 0 measures none."""
     weights: Weights = (0.4, 0.7, 1.0, 1.2)
     """At which `bench score` draws through adapter files; a search trains and draws at 1."""
     trials: int = Field(16, ge=1)
+    """How many configurations are tried in all."""
     budget: Duration | None = None
-    """Seconds for the whole search; no pack of trials starts that would not end in time, but the first."""
+    """Seconds, or text such as 20m, for the whole search; no pack of trials starts that would not end in
+    time, but the first."""
     slots: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = 8
     """Trials trained side by side on a device; `auto`: as many as fit and pay there, see `bench/fit.py`."""
     devices: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = "auto"

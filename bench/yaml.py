@@ -21,9 +21,9 @@ Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 
 
 class Spec(BaseModel):
-    """Base of all models read from YAML: frozen, unknown keys refused."""
+    """Base of all models read from YAML: frozen, unknown keys refused; docstrings describe the fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class _Loader(yaml.SafeLoader):

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from bench.advice import Failure, Finding, Observed, advise
 from bench.compare import Comparison, Side
 from bench.files import write_text
 from bench.run import Run, has_evaluation, read_evaluation
@@ -101,6 +102,7 @@ def render(sheets: Sequence[Sheet], sides: Sequence[Side], comparisons: Sequence
         others=[METRICS[name] for name in _metrics(sheets[0])[1:]],
         floor=compare.FLOOR,
         lead=lead(sheets, over_base),
+        advice=[advice(*both) for both in zip(sheets, over_base, strict=True)],
         parts_of=parts,
         names=[side.name for side in sides],
         matrix=compare.matrix(sides, comparisons) if len(sheets) > 1 else [],
@@ -115,6 +117,20 @@ def over_the_base(sides: Sequence[Side], comparisons: Sequence[Comparison]) -> l
 
 
 # In words
+
+
+def advice(sheet: Sheet, over_base: Comparison) -> list[Finding]:
+    """What to do next with a series."""
+    side = over_base.a
+    return advise(
+        Observed(
+            select_by=sheet.select_by,
+            num_images=side.run.metadata.num_images,
+            num_tried=len(sheet.entries) + len(sheet.refused),
+            failures=[Failure(reason=reason) for reason in sheet.refused],
+            scores=side.scores,
+        )
+    )
 
 
 def lead(sheets: Sequence[Sheet], over_base: Sequence[Comparison]) -> Verdict:
@@ -160,7 +176,13 @@ def _as_good(sheet: Sheet) -> str:
 def table(sheets: Sequence[Sheet], over_base: Sequence[Comparison]) -> Table:
     """Scores of every checkpoint at every weight, and the verdict on what is recommended."""
     said = lead(sheets, over_base)
-    found = Table(title=Text(said.headline), caption=Text(said.detail), box=SIMPLE_HEAD)
+    next_steps = [
+        f"{finding.title} ({finding.evidence}): {finding.step}"
+        for each in zip(sheets, over_base, strict=True)
+        for finding in advice(*each)
+    ]
+    caption = Text("\n".join([said.detail, *next_steps]))
+    found = Table(title=Text(said.headline), caption=caption, box=SIMPLE_HEAD)
     names = _metrics(sheets[0])
     for heading in ("training", "checkpoint", "weight", *(METRICS[name].label for name in names), ""):
         found.add_column(heading)

@@ -10,6 +10,7 @@ trainings[]
         scores                      metric -> value, stderr, gain and gain_stderr (over the base; or null)
     refused[]                       what could not be scored, with the reason
     verdict, reason, p_value        of what is recommended against the base, on the test prompts
+    advice[]                        what to do next: kind, title, evidence, step
     test                            metric -> value, stderr, gain, gain_stderr there
 comparison                          of what is recommended and the base, in pairs: see reports/compare_json.py
 """
@@ -21,7 +22,7 @@ from bench.compare import Comparison, Side
 from bench.scoring.metrics import Score
 from bench.sheet import Entry, Sheet
 from reports import compare_json
-from reports.score import over_the_base
+from reports.score import advice, over_the_base
 
 SCHEMA_VERSION = 1
 
@@ -52,6 +53,7 @@ def _training(sheet: Sheet, comparison: Comparison) -> dict[str, Any]:
         "verdict": comparison.verdict,
         "reason": comparison.reason,
         "p_value": comparison.p_value,
+        "advice": [finding._asdict() for finding in advice(sheet, comparison)],
         "test": _scores(comparison.a.scores),
     }
 

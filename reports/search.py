@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
-from bench import yaml
+from bench import advice, yaml
 from bench.files import write_text
 from bench.run import (
     Result,
@@ -61,6 +61,7 @@ def render(run: Run) -> str:
         space=run.space,
         metric=METRICS[run.space.select_by],
         verdict=verdict(run, result, points, found),
+        advice=advice.advise(advice.of_search(run, result)) if points else None,
         recommended=recommended(run, result) if result else None,
         proof=proof.prove(run, result, found, base["test"]) if result and found else None,
         concepts=concepts.panel(run, result) if result else None,

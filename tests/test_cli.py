@@ -53,6 +53,7 @@ def test_flags_are_frozen() -> None:
         "score": ["adapters", "weights", "as_json", "space", "base", "data", "name"],
         "export": ["run", "layout", "trial", "epoch"],
         "push": ["run", "target", "public", "yes"],
+        "try": ["run", "base", "port"],
         "speed": ["space", "base", "as_json"],
         "data check": ["source", "base", "strict", "as_json"],
         "data caption": ["folder", "template", "trigger", "force"],

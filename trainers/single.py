@@ -41,7 +41,6 @@ from trainers.checkpoints import (
     write_checkpoint,
 )
 from trainers.loop import Pack, Trial
-from trainers.lora import save_adapter
 from trainers.optimizer import rate_at
 from trainers.previews import Previews
 from trainers.processes import LEFT_ALONE, Processes, is_left_alone, joined
@@ -283,7 +282,7 @@ def _trained(loaded: Loaded, begun: Checkpoint | None, console: Console) -> Path
             pack.focus([trial])
             progress.line(watched.describe(config))
         if is_first:
-            _finish(loaded, pack, trial)
+            _finish(loaded, trial)
     return loaded.output / ADAPTER
 
 
@@ -386,10 +385,11 @@ def _interrupts(*, once: bool) -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _finish(loaded: Loaded, pack: Pack, trial: Trial) -> None:
+def _finish(loaded: Loaded, trial: Trial) -> None:
     file = loaded.output / ADAPTER
     with replacing(file) as temporary:
-        save_adapter(temporary, pack.slots.adapter(pack.slot(trial)), trial.config)
+        # Not written anew: the same bytes are known as one adapter, and a header's order is left to chance.
+        shutil.copyfile(find_checkpoints(loaded.output)[-1] / ADAPTER, temporary)
     write_losses(loaded.output, trial.losses)
     write_text(loaded.output / "training_config.yaml", loaded.config.guide_yaml())
 

@@ -7,9 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
-from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.utils import (
+    convert_all_state_dict_to_peft,
+    convert_state_dict_to_diffusers,
+    convert_state_dict_to_kohya,
+)
 from numpy.typing import NDArray
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from bench.base import BaseModel, adaptable_names, load_base, target_names
@@ -18,6 +24,7 @@ from bench.export import export
 from bench.exported import DIFFUSERS_FILE, winner_of
 from bench.naming import kohya_names, sgm_names
 from bench.run import Run
+from bench.scoring.embed import load_scorer
 from bench.scoring.generate import generate
 from bench.sources import BUNDLED
 from bench.space import Sampler
@@ -300,6 +307,46 @@ def test_a_weight_is_that_of_set_adapters(
     file = tmp_path / "a.safetensors"
     save_file(convert_state_dict_to_kohya(tensors | clip_lora(base)), file)
     assert_same(drawn(base, file, weight=weight)[0], in_diffusers(tiny_sdxl, base, file, weight))
+
+
+# diffusers' own training scripts
+
+
+def scripts_adapter(folder: Path, into: Path) -> tuple[Path, Path]:
+    """What train_text_to_image_lora_sdxl.py writes, and what its converter makes of that for kohya's tools.
+
+    Configuration, way to save and conversion are the script's; B is random, as after a training.
+    """
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", dtype=torch.float32)
+    targets = ["to_k", "to_q", "to_v", "to_out.0"]
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets))
+    generator = torch.Generator().manual_seed(0)
+    for key, parameter in unet.named_parameters():
+        if "lora_B" in key:
+            parameter.data.normal_(0, 0.05, generator=generator)
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    StableDiffusionXLPipeline.save_lora_weights(into, unet_lora_layers=layers)
+    written, kohya = into / DIFFUSERS_FILE, into / "pytorch_lora_weights_kohya.safetensors"
+    save_file(convert_state_dict_to_kohya(convert_all_state_dict_to_peft(load_file(written))), kohya)
+    return written, kohya
+
+
+def test_what_diffusers_script_trains_scores_as_through_its_pipeline(
+    emoji: BaseModel, tmp_path: Path
+) -> None:
+    """Also converted to kohya's format by diffusers: the same images, and the same scores of them."""
+    written, kohya = scripts_adapter(EMOJI, tmp_path)
+    keys = list(load_file(kohya))
+    assert all(key.startswith("lora_unet_") for key in keys)
+    ours, theirs = drawn(emoji, written, kohya), in_diffusers(EMOJI, emoji, kohya)
+    assert (ours[0] != drawn(emoji)[0]).any()
+    np.testing.assert_array_equal(ours[0], ours[1])
+    assert_same(ours[1], theirs)
+    assert_same(ours[1], in_diffusers(EMOJI, emoji, written))
+    scorer = load_scorer("bundled", torch.device("cpu"))
+    text = scorer.embed_texts(PROMPTS)
+    scores = [(scorer.embed_images(images) * text).sum(axis=1) for images in (ours[1], theirs)]
+    np.testing.assert_allclose(scores[0], scores[1], atol=2e-3)
 
 
 # The text encoders
