@@ -1,5 +1,6 @@
 """TrialConfig: everything that decides one LoRA's weights."""
 
+import math
 from typing import Annotated, Literal, get_args
 
 import yaml
@@ -25,6 +26,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
 }
 assert set(PRESETS) == set(get_args(Preset))
 MAX_RANK, MAX_BATCH = 1024, 1024
+FOUND = {"learning_rate": 1, "lora_plus": 1}
+"""What Prodigy leaves no choice of."""
 GUIDE_NAMES = {
     "rank": "lora_rank",
     "alpha": "lora_alpha",
@@ -58,10 +61,29 @@ class TrialConfig(Spec):
     target_modules: Preset | tuple[str, ...] = Field("attention", validation_alias=_names("target_modules"))
     """A preset, or endings of module names as PEFT takes them."""
     batch_size: int = Field(4, ge=1, le=MAX_BATCH, validation_alias=_names("batch_size"))
+    optimizer: Literal["adamw", "prodigy"] = "adamw"
+    """Prodigy finds the rate itself: `learning_rate` is 1. Mishchenko & Defazio 2023 (arXiv 2306.06101)."""
     weight_decay: Number = Field(0.01, ge=0)
     max_grad_norm: Number = Field(1.0, gt=0)
     warmup_steps: int = Field(0, ge=0)
-    """Linear warm-up, then a constant rate: only so are the epochs of one training nested."""
+    """Over which the rate rises linearly."""
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up. Falling ones end at 0 with the last epoch: such a training is scored there alone."""
+    lora_plus: Number = Field(1.0, ge=1, le=1000)
+    """Learning rate of B over that of A, LoRA+: Hayou et al. 2024 (arXiv 2402.12354)."""
+    rank_down: int | None = Field(None, ge=1, le=MAX_RANK)
+    rank_mid: int | None = Field(None, ge=1, le=MAX_RANK)
+    rank_up: int | None = Field(None, ge=1, le=MAX_RANK)
+    """Another rank than `rank` in the down blocks, the middle or the up blocks, at the same scale."""
+    ema: Number = Field(0.0, ge=0, lt=1)
+    """Decay of the average of all weights so far, which is what is scored and kept; 0: the last weights."""
+    rslora: bool = False
+    """Scale adapters by alpha / √rank instead of alpha / rank: Kalajdzievski 2023 (arXiv 2312.03732)."""
+    min_snr_gamma: Number = Field(0.0, ge=0)
+    """Most that the signal-to-noise ratio of a timestep counts; 0: the loss is not weighted.
+    Hang et al. 2023 (arXiv 2303.09556)."""
+    noise_offset: Number = Field(0.0, ge=0, le=1)
+    """Standard deviation of a noise that is the same all over a channel, added to the other."""
     caption_dropout: Number = Field(0.0, ge=0, lt=1)
     """Probability of training a sample with the empty prompt."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -73,9 +95,31 @@ class TrialConfig(Spec):
             raise ValueError("needs at least one module name")
         return value
 
+    @model_validator(mode="after")
+    def _found_rate(self) -> "TrialConfig":
+        for name, value in FOUND.items() if self.optimizer == "prodigy" else ():
+            if getattr(self, name) != value:
+                given = getattr(self, name)
+                raise ValueError(f"{name} must be {value} with optimizer prodigy, got {given:g}")
+        return self
+
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def rank_of(self, module: str) -> int:
+        """Of a module by its name in the UNet."""
+        of_block = {"down": self.rank_down, "mid": self.rank_mid, "up": self.rank_up}
+        return of_block.get(module.partition("_")[0]) or self.rank
+
+    @property
+    def highest_rank(self) -> int:
+        return max(self.rank, self.rank_down or 0, self.rank_mid or 0, self.rank_up or 0)
+
+    @property
+    def nested(self) -> bool:
+        """Whether a training of fewer epochs is the beginning of this one, to the bit."""
+        return self.lr_scheduler == "constant"
 
     @property
     def module_endings(self) -> tuple[str, ...]:

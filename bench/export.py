@@ -184,7 +184,8 @@ def to_kohya(tensors: Tensors, config: TrialConfig, target: Target) -> Tensors:
 def kohya_metadata(exported: Exported, tensors: Tensors, kind: Kind) -> dict[str, str]:
     """What user interfaces show of a file; keys as sd-scripts writes them, and of its model specification."""
     config, run = exported.config, exported.run
-    schedule = "constant_with_warmup" if config.warmup_steps else "constant"
+    warmed = config.lr_scheduler == "constant" and config.warmup_steps
+    schedule = "constant_with_warmup" if warmed else config.lr_scheduler
     side = run.space.resolution
     said: dict[str, object] = {
         "ss_output_name": run.metadata.name,

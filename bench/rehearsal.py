@@ -63,7 +63,7 @@ def rehearse(
     size = STEPS[base.device.type] * config.batch_size
     data = random_data(base, size)
     most = REPEATS[1] + 1  # the first warms up
-    trial = config.model_copy(update={"epochs": most, "learning_rate": RATE})
+    trial = config.model_copy(update={"epochs": most, "learning_rate": RATE, "lr_scheduler": "constant"})
     clock = _Clock(base.device, STEPS[base.device.type])
     readings: list[float] = []
     draws: tuple[float, ...] = ()

@@ -24,7 +24,7 @@ from bench.denoising import DenoisingLoss
 from bench.graphs import Compute, captured
 from bench.lanes import threads_of
 from trainers.lora import Adapter, Attached, Slots, save_adapter
-from trainers.optimizer import AdamW
+from trainers.optimizer import RowOptimizer, rate_at
 from trainers.processes import Processes
 from trainers.samples import Draw, batch, draw, together
 
@@ -43,7 +43,12 @@ class Trial:
     ends: list[tuple[int, int]]
     """(epoch, step at which it ends) of the rungs still to come."""
     step: int = 0
+    """Updates so far."""
     losses: list[float] = field(default_factory=list)
+
+    @property
+    def num_steps(self) -> int:
+        return self.ends[-1][1]
 
     @property
     def broken(self) -> bool:
@@ -91,10 +96,10 @@ def train(
 ) -> Generator[Rung, None, None]:
     """Train configs, `num_slots` side by side; yields whenever some stand at an epoch of `rungs`.
 
-    The next config is taken when a slot is free. Every config's `epochs` must be one of `rungs`, and all
-    must share `batch_size`. A trial leaves after the rung at its `epochs`, when it is stopped, or when its
-    loss is no longer finite. `on_step` gets the number of trials that made a step. Raises
-    torch.OutOfMemoryError.
+    The next config is taken when a slot is free. Every config's `epochs` must be one of `rungs`, where one
+    that is not nested stands only then; all must share `batch_size`. A trial leaves after the rung at its
+    `epochs`, when it is stopped, or when its loss is no longer finite. `on_step` gets the number of trials
+    that made a step. Raises torch.OutOfMemoryError.
     """
     numbered = enumerate(configs)
     first = [_trial(index, config, rungs, data) for index, config in islice(numbered, num_slots)]
@@ -114,7 +119,8 @@ def train(
 
 def _trial(index: int, config: TrialConfig, rungs: Sequence[int], data: TrainingData) -> Trial:
     schedule = data.schedule(config.batch_size)
-    ends = [(epoch, schedule.end(epoch)) for epoch in rungs if epoch <= config.epochs]
+    passed = [epoch for epoch in rungs if epoch <= config.epochs] if config.nested else [config.epochs]
+    ends = [(epoch, schedule.end(epoch)) for epoch in passed]
     return Trial(index, config, ends)
 
 
@@ -214,6 +220,7 @@ class Pack:
         configs = self.slots.configs
         now = self.trials[0].step  # all trials began at the end of an epoch: they meet in one bucket
         steps = [trial.step if trial else now for trial in self._places]
+        rates = [rate_at(t.config, t.step, t.num_steps) if t else 0.0 for t in self._places]
         bucket = self._data.schedule(configs[0].batch_size).place(now).bucket
         pairs = zip(configs, steps, strict=True)
         shares = [self._processes.share(draw(self._data, config, step)) for config, step in pairs]
@@ -224,7 +231,8 @@ class Pack:
         alone = len(found) * self._processes.number == 1
         gradient = gradients[0] if alone else _mean(gradients)
         self._processes.average(gradient, losses)
-        self._optimizer.update(self.slots.weights, gradient, configs, steps)
+        self._optimizer.update(self.slots.weights, gradient, configs, rates, steps)
+        self.slots.average(steps)
         for trial in self.trials:
             trial.step += 1
         return losses
@@ -281,15 +289,18 @@ class Pack:
         self.losses |= {trial.index: trial.losses for trial in trials}
         free = [slot for slot, trial in enumerate(self._places) if not trial]
         staying = [*self.trials, *trials]
-        if len(trials) > len(free) or not all(self.slots.fits(trial.config) for trial in trials):
+        if len(trials) > len(free) or not all(self._fits(trial.config) for trial in trials):
             self._attach_again(staying)
             return
         for trial, slot in zip(trials, free, strict=False):
             self._places[slot] = trial
             self.slots.put(slot, trial.config)
-            self._optimizer.forget(slot)
+            self._optimizer.forget(slot, self.slots.weights[slot])
         if staying and self._shrinks(len(free) - len(trials)):
             self._attach_again(staying)
+
+    def _fits(self, config: TrialConfig) -> bool:
+        return self.slots.fits(config) and self._optimizer.fits(config)
 
     def _shrinks(self, num_empty: int) -> bool:
         if self._base.device.type != "cuda":
@@ -302,12 +313,21 @@ class Pack:
         configs = [trial.config for trial in trials]
         share = configs[0].batch_size // self._processes.number
         self.slots = Slots(self._base.unet, configs, math.ceil(share / self._num_parts))
-        self._optimizer = AdamW(self.slots.weights, self.slots.num_A, self.slots.factor)
+        given = self.slots.weights, self.slots.num_A, self.slots.factor
+        self._optimizer = RowOptimizer(*given, configs)
         self.slots.__enter__()  # once nothing can run out of memory any more
         for slot, trial in enumerate(trials):
             if trial.index in begun:
-                for rows, values in zip(self._rows(), begun[trial.index], strict=True):
-                    self.slots.write(rows, slot, values)
+                self._go_on(slot, begun[trial.index])
+
+    def _go_on(self, slot: int, state: "State") -> None:
+        self.slots.load(slot, state["weights"])
+        for name, rows in self._rows().items():
+            if name in state:
+                self.slots.write(rows, slot, state[name])
+        for name, numbers in self._optimizer.numbers.items():
+            if name in state:
+                numbers[slot] = state[name]["numbers"]
 
     def _attach_again(self, trials: Sequence[Trial]) -> None:
         """In slots of other shapes, where those that have begun go on."""
@@ -315,22 +335,27 @@ class Pack:
         self._graphs.clear()
         self._drawn.clear()
         self.slots.__exit__()
-        self.slots.weights = self._optimizer.mean = self._optimizer.square = torch.empty(0)
+        self.slots.give_back()
+        self._optimizer.give_back()
         self._attach(trials, begun)
 
     def states(self) -> "States":
         """Of all trials."""
-        return {
-            trial.index: [self.slots.read(rows, self.slot(trial)) for rows in self._rows()]
-            for trial in self.trials
-        }
+        return {trial.index: self._state(self.slot(trial)) for trial in self.trials}
 
-    def _rows(self) -> tuple[torch.Tensor, ...]:
-        return self.slots.weights, self._optimizer.mean, self._optimizer.square
+    def _state(self, slot: int) -> "State":
+        rows = {name: self.slots.read(rows, slot) for name, rows in self._rows().items()}
+        numbers = self._optimizer.numbers.items()
+        return rows | {name: {"numbers": of_all[slot].cpu().clone()} for name, of_all in numbers}
+
+    def _rows(self) -> dict[str, torch.Tensor]:
+        return self.slots.rows | self._optimizer.rows
 
 
-States = Mapping[int, Sequence[Adapter]]
-"""By a trial's index: its weights, and their moments' mean and square."""
+State = Mapping[str, Adapter]
+"""A trial's `weights`, their `average` where there is one, and what its optimizer keeps, by name."""
+States = Mapping[int, State]
+"""By a trial's index."""
 
 
 def _mean(gradients: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -26,10 +26,12 @@ class Draw:
     """Whether the sample trains with the empty prompt, (n)."""
     keys: torch.Tensor
     """int32, (n): of the dropout masks."""
+    gamma: torch.Tensor
+    """Float32, (n); see `Batch.gamma`."""
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        return self.index, self.posterior, self.noise, self.timesteps, self.dropped, self.keys
+        return self.index, self.posterior, self.noise, self.timesteps, self.dropped, self.keys, self.gamma
 
     def to(self, device: torch.device) -> "Draw":
         return Draw(*(tensor.to(device) for tensor in self.tensors))
@@ -47,13 +49,18 @@ def draw(data: TrainingData, config: TrialConfig, step: int) -> Draw:
     place = data.schedule(size).place(step)
     images = data.buckets[place.bucket]
     shape = (size, *images.mean.shape[1:])
+    posterior, noise = (torch.randn(shape, generator=generator) for _ in range(2))
+    if config.noise_offset:
+        offset = torch.randn(*shape[:2], 1, 1, generator=stream(config.seed, "noise offset", step))
+        noise += config.noise_offset * offset
     return Draw(
         index=torch.tensor(_indices(len(images), config.seed, place, size)),
-        posterior=torch.randn(shape, generator=generator),
-        noise=torch.randn(shape, generator=generator),
+        posterior=posterior,
+        noise=noise,
         timesteps=torch.randint(NUM_TIMESTEPS, (size,), generator=generator),
         dropped=torch.rand(size, generator=generator) < config.caption_dropout,
         keys=torch.randint(-(2**31), 2**31, (size,), generator=generator).int(),
+        gamma=torch.full((size,), config.min_snr_gamma),
     )
 
 
@@ -70,7 +77,7 @@ def batch(images: Bucket, empty: TextEmbedding, drawn: Draw) -> Batch:
         torch.where(dropped.view(-1, 1), empty.pooled, images.text.pooled[index]),
     )
     latents = images.mean[index] + images.std[index] * drawn.posterior
-    return Batch(latents, drawn.noise, drawn.timesteps, text)
+    return Batch(latents, drawn.noise, drawn.timesteps, text, drawn.gamma)
 
 
 def _indices(num_images: int, seed: int, place: Place, count: int) -> list[int]:

@@ -232,7 +232,8 @@ def _made_by(
     config: TrainingConfig, trial: TrialConfig, base: BaseModel, images: Sequence[Example]
 ) -> dict[str, Any]:
     content = json.dumps([(example.caption, example.digest) for example in images])
-    kept = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
+    free = FREE if config.nested else FREE - {"epochs"}
+    kept = {key: value for key, value in config.model_dump(mode="json").items() if key not in free}
     return kept | {
         EFFECTIVE_BATCH: trial.batch_size,
         "dtype": config.arithmetic,
@@ -332,14 +333,17 @@ class Training:
         started = time.monotonic()
         self.pack.advance(lambda num_trials: None, number)
         seconds = (time.monotonic() - started) / number
-        losses, config = self.trial.losses, self.trial.config
+        losses = self.trial.losses
         for step in range(len(losses) - number, len(losses)):
             if not math.isfinite(losses[step]):
                 raise self._diverged(f"the loss was no longer finite at step {step + 1}")
         for step in range(len(losses) - number, len(losses)):
-            self.trackers.log(step + 1, loss=losses[step], learning_rate=rate_at(config, step))
-        self.progress.update(self.trial.step, losses, rate_at(config, self.trial.step - 1))
+            self.trackers.log(step + 1, loss=losses[step], learning_rate=self._rate(step))
+        self.progress.update(self.trial.step, losses, self._rate(self.trial.step - 1))
         return max(1, min(MAX_STRIDE, round(STRIDE_SECONDS / max(seconds, 1e-6))))
+
+    def _rate(self, step: int) -> float:
+        return rate_at(self.trial.config, step, self.loaded.num_steps)
 
     def _diverged(self, what: str) -> TrialError:
         saved = [str(path) for path in find_checkpoints(self.loaded.output)]
@@ -351,7 +355,7 @@ class Training:
     def _save(self) -> None:
         config = self.loaded.config
         state = self.pack.states()[self.trial.index]
-        if not all(bool(torch.isfinite(tensor).all()) for part in state for tensor in part.values()):
+        if not all(bool(torch.isfinite(tensor).all()) for part in state.values() for tensor in part.values()):
             raise self._diverged(f"weights were no longer finite at step {self.trial.step}")
         if not self.loaded.processes.is_first:
             return

@@ -197,8 +197,13 @@ def test_the_adapter_loads_in_plain_diffusers(write: Write, tiny_sdxl: Path) -> 
 def test_a_training_that_was_ended_goes_on_to_the_same_bits(
     write: Write, tmp_path: Path, what: str, when: int, code: int, kept: str
 ) -> None:
-    whole, _ = run(write("whole"))
-    file = write()
+    fields: dict[str, dict[str, Any]] = {
+        "step": {"ema": 0.9, "lr_scheduler": "cosine"},
+        "flush": {"optimizer": "prodigy", "learning_rate": 1},
+        "ctrl-c": {},
+    }
+    whole, _ = run(write("whole", **fields[what]))
+    file = write(**fields[what])
     assert killed(file, what, when) == code
     assert find_checkpoints(tmp_path / "out")[-1].name.startswith(kept)
     adapter, said = run(file)
