@@ -13,8 +13,8 @@ Nothing in it names a folder of this machine.
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,16 +34,46 @@ from bench.exported import (
     shared_name,
 )
 from bench.files import replacing, write_text
-from bench.naming import Part, kohya_names, parse_key
+from bench.naming import Part, kohya_names, kohya_sd_names, parse_key
 from bench.run import Run
 from bench.sources import find_source
 
 Layout = Literal["diffusers", "kohya"]
-SDXL = "StableDiffusionXLPipeline"
-BASE_VERSION = "sdxl_base_v1-0"
-ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
-"""What kohya's sd-scripts and Stability AI's model specification call an SDXL."""
 Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """What kohya's sd-scripts, and Stability AI's model specification, call a base."""
+
+    version: str
+    architecture: str
+    is_v2: bool = False
+
+
+SDXL = Kind(version="sdxl_base_v1-0", architecture="stable-diffusion-xl-v1-base/lora")
+SD_1 = Kind(version="sd_v1", architecture="stable-diffusion-v1/lora")
+SD_1_V = Kind(version="sd_v1_v", architecture="stable-diffusion-v1/lora")
+SD_2 = Kind(version="sd_v2", architecture="stable-diffusion-v2-512/lora", is_v2=True)
+SD_2_V = Kind(version="sd_v2_v", architecture="stable-diffusion-v2-768-v/lora", is_v2=True)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Target:
+    """The base whose modules have the names to translate."""
+
+    kind: Kind
+    unet: torch.nn.Module
+    """Without weights."""
+
+    def names(self, part: Part, modules: Sequence[str]) -> dict[str, str]:
+        """Modules in kohya's layout."""
+        if part == "unet":
+            modules = adaptable_names(self.unet)
+        if self.kind is not SDXL:
+            return kohya_sd_names(part, modules)
+        layers: Any = self.unet.config
+        return kohya_names(part, modules, layers.layers_per_block)
 
 
 def export(exported: Exported, layouts: Collection[Layout]) -> Path:
@@ -58,10 +88,11 @@ def export(exported: Exported, layouts: Collection[Layout]) -> Path:
     if "diffusers" in layouts:
         _save(tensors, described | _own_metadata(exported, config), making / DIFFUSERS_FILE)
     if "kohya" in layouts:
-        renamed = to_kohya(tensors, exported.config, base_unet(exported.run))
+        target = find_target(exported.run)
+        renamed = to_kohya(tensors, exported.config, target)
         _save(
             renamed,
-            kohya_metadata(exported, renamed) | _own_metadata(exported, config),
+            kohya_metadata(exported, renamed, target.kind) | _own_metadata(exported, config),
             making / exported.kohya_file,
         )
     write_text(making / "training_config.yaml", config)
@@ -116,35 +147,30 @@ def _save(tensors: Tensors, metadata: Mapping[str, str], file: Path) -> None:
 # kohya's layout
 
 
-def base_unet(run: Run) -> torch.nn.Module:
-    """The UNet of a run's base without weights, whose modules have the names to translate.
-
-    Raises UsageError for a base that is no SDXL: other families have other names in this layout.
-    """
-    source = find_source(run.metadata.base, run.space.revision)
-    if source.family.pipeline != SDXL:
-        raise UsageError(
-            f"kohya's layout is written for SDXLs, and {run.metadata.base} is none; "
-            "--as diffusers writes the other alone"
-        )
-    unet: torch.nn.Module = source.blank("unet")
-    return unet
+def find_target(run: Run) -> Target:
+    """Of a run's base; raises MissingError if it is not on this machine."""
+    source = find_source(run.metadata.base, run.space.revision, prediction=run.space.prediction)
+    unet = source.blank("unet")
+    if source.family.pipeline == "StableDiffusionXLPipeline":
+        return Target(kind=SDXL, unet=unet)
+    predicts = run.space.prediction or source.load("scheduler").scheduler.config.prediction_type
+    if unet.config.use_linear_projection:  # by which sd-scripts' own UNet differs in 2.x
+        return Target(kind=SD_2_V if predicts == "v_prediction" else SD_2, unet=unet)
+    return Target(kind=SD_1_V if predicts == "v_prediction" else SD_1, unet=unet)
 
 
-def to_kohya(tensors: Tensors, config: TrialConfig, unet: torch.nn.Module) -> Tensors:
-    """Of diffusers' keys, as kohya's sd-scripts writes an SDXL; alpha is such that the scale stays."""
+def to_kohya(tensors: Tensors, config: TrialConfig, target: Target) -> Tensors:
+    """Of diffusers' keys, as kohya's sd-scripts writes them; alpha is such that the scale stays."""
     keys = {key: parse_key(key) for key in tensors}
     strange = [key for key, parsed in keys.items() if parsed is None or parsed.tensor == "alpha"]
     if strange:
         raise UsageError(
             f"kohya's layout has no name for {strange[0]}; --as diffusers writes the other alone"
         )
-    layers: Any = unet.config
     names: dict[Part, dict[str, str]] = {}
     for part in {parsed.part for parsed in keys.values() if parsed}:
         modules = [parsed.module for parsed in keys.values() if parsed and parsed.part == part]
-        listed = adaptable_names(unet) if part == "unet" else list(dict.fromkeys(modules))
-        names[part] = kohya_names(part, listed, layers.layers_per_block)
+        names[part] = target.names(part, list(dict.fromkeys(modules)))
     renamed: Tensors = {}
     for key, parsed in keys.items():
         assert parsed is not None
@@ -155,7 +181,7 @@ def to_kohya(tensors: Tensors, config: TrialConfig, unet: torch.nn.Module) -> Te
     return renamed
 
 
-def kohya_metadata(exported: Exported, tensors: Tensors) -> dict[str, str]:
+def kohya_metadata(exported: Exported, tensors: Tensors, kind: Kind) -> dict[str, str]:
     """What user interfaces show of a file; keys as sd-scripts writes them, and of its model specification."""
     config, run = exported.config, exported.run
     warmed = config.lr_scheduler == "constant" and config.warmup_steps
@@ -167,9 +193,9 @@ def kohya_metadata(exported: Exported, tensors: Tensors) -> dict[str, str]:
         "ss_network_dim": config.rank,
         "ss_network_alpha": config.scale * config.rank,
         "ss_network_dropout": config.dropout,
-        "ss_base_model_version": BASE_VERSION,
+        "ss_base_model_version": kind.version,
         "ss_sd_model_name": shared_name(run.metadata.base),
-        "ss_v2": False,
+        "ss_v2": kind.is_v2,
         "ss_learning_rate": config.learning_rate,
         "ss_unet_lr": config.learning_rate,
         "ss_lr_scheduler": schedule,
@@ -187,7 +213,7 @@ def kohya_metadata(exported: Exported, tensors: Tensors) -> dict[str, str]:
         "ss_training_comment": comment(exported),
         "sshs_model_hash": _tensor_hash(tensors),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": ARCHITECTURE,
+        "modelspec.architecture": kind.architecture,
         "modelspec.title": run.metadata.name,
     }
     if side:

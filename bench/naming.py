@@ -6,7 +6,8 @@ with their dots or with underscores instead:
 
     diffusers, ai-toolkit      unet.down_blocks.1.attentions.0.….to_q.lora_A.weight
     PEFT's save_pretrained     base_model.model.down_blocks.1.….to_q.lora_A.weight
-    kohya's sd-scripts         lora_unet_input_blocks_4_1_….to_q.lora_down.weight, lora_te1_…, lora_te2_…
+    kohya's sd-scripts, SDXL   lora_unet_input_blocks_4_1_….to_q.lora_down.weight, lora_te1_…, lora_te2_…
+      SD 1.x and 2.x           lora_unet_down_blocks_1_attentions_0_….to_q.lora_down.weight, lora_te_…
     OneTrainer                 lora_unet_down_blocks_1_attentions_0_….to_q.lora_down.weight, lora_te1_…, or
     (and its OMI format)       unet.input_blocks.4.1.….to_q.lora_down.weight, clip_l.…, clip_g.…
     ComfyUI                    diffusion_model.input_blocks.4.1.….to_q.lora_up.weight
@@ -137,6 +138,13 @@ def kohya_names(part: Part, modules: Sequence[str], layers_per_block: int) -> di
         return {name: "lora_unet_" + _flat(sgm) for name, sgm in sgm_names(modules, layers_per_block).items()}
     prefix = "lora_te1_" if part == "text_encoder" else "lora_te2_"
     return {name: prefix + _flat(_clip_name(name)) for name in modules}
+
+
+def kohya_sd_names(part: Part, modules: Sequence[str]) -> dict[str, str]:
+    """The same for an SD 1.x or 2.x, whose UNet's modules keep diffusers' names."""
+    if part == "unet":
+        return {name: "lora_unet_" + _flat(name) for name in modules}
+    return {name: "lora_te_" + _flat(_clip_name(name)) for name in modules}
 
 
 def sgm_names(modules: Sequence[str], layers_per_block: int) -> dict[str, str]:

@@ -32,6 +32,8 @@ WRITTEN = (
     space.IntChoices,
     space.AlphaRatio,
     space.ModuleChoices,
+    space.WordChoices,
+    space.Flags,
 )
 """Ways to write a parameter."""
 

@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoPipelineForText2Image,
+    DPMSolverMultistepScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.utils import (
     convert_all_state_dict_to_peft,
     convert_state_dict_to_diffusers,
@@ -16,13 +21,14 @@ from diffusers.utils import (
 from numpy.typing import NDArray
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bench.base import BaseModel, adaptable_names, load_base, target_names
 from bench.errors import UsageError
 from bench.export import export
 from bench.exported import DIFFUSERS_FILE, winner_of
-from bench.naming import kohya_names, sgm_names
+from bench.naming import kohya_names, kohya_sd_names, sgm_names
 from bench.run import Run
 from bench.scoring.embed import load_scorer
 from bench.scoring.generate import generate
@@ -138,7 +144,8 @@ def clip_lora(base: BaseModel) -> Tensors:
 
 def in_diffusers(folder: Path, base: BaseModel, file: Path, weight: float = 1.0) -> NDArray[np.uint8]:
     """PROMPTS drawn by the pipeline with the adapter."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False, dtype=torch.float32)
+    pipeline = AutoPipelineForText2Image.from_pretrained(folder, dtype=torch.float32)
+    pipeline.watermark = None
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name="it")
@@ -219,6 +226,11 @@ def test_text_encoders_have_kohyas_names() -> None:
         "lora_te2_text_model_encoder_layers_1_mlp_fc1",
         "lora_te2_text_projection",
     ]
+
+
+def test_an_sd_has_one_text_encoder_in_kohyas_layout() -> None:
+    names = kohya_sd_names("text_encoder", ["encoder.layers.0.self_attn.q_proj"])
+    assert list(names.values()) == ["lora_te_text_model_encoder_layers_0_self_attn_q_proj"]
 
 
 # The UNet
@@ -505,6 +517,32 @@ def searched(
     tensors = lora(dict(emoji.unet.named_modules()), names, config.rank)
     save_adapter(winner_of(run).adapter, {key: 0.5 * tensor for key, tensor in tensors.items()}, config)
     return run
+
+
+@pytest.mark.parametrize("modules", ["attention", "all"])
+def test_exports_of_an_sd_draw_what_the_adapter_draws_here_and_in_diffusers(
+    sd_folder: Path, sd: BaseModel, tmp_path: Path, make_run: Callable[..., Run], modules: str
+) -> None:
+    run = make_run(metadata=(("base", str(sd_folder)),))
+    winner = winner_of(run)
+    config = winner.config.model_copy(update={"target_modules": modules})
+    names = target_names(adaptable_names(sd.unet), config)
+    save_adapter(winner.adapter, lora(dict(sd.unet.named_modules()), names, config.rank), config)
+    file = export(winner, {"kohya"}) / winner.kohya_file
+    ours, kohya = drawn(sd, winner.adapter, file)
+    assert (ours != drawn(sd)[0]).any()
+    assert_same(kohya, ours)
+    assert_same(in_diffusers(sd_folder, sd, file), ours)
+    name = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    assert {f"{name}.alpha", f"{name}.lora_down.weight", f"{name}.lora_up.weight"} <= load_file(file).keys()
+    with safe_open(file, framework="pt") as opened:
+        said = opened.metadata()
+    is_first = sd_folder.parent.name.startswith("tiny-sd1")
+    assert (said["ss_base_model_version"], said["ss_v2"], said["modelspec.architecture"]) == (
+        ("sd_v1", "False", "stable-diffusion-v1/lora")
+        if is_first
+        else ("sd_v2_v", "True", "stable-diffusion-v2-768-v/lora")
+    )
 
 
 @pytest.mark.parametrize("searched", ["attention", "all"], indirect=True)
