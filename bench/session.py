@@ -29,6 +29,7 @@ from bench.errors import BenchError, MismatchError, TrialError, UsageError
 from bench.fit import find_fit
 from bench.fleet import Fleet, count_devices, on_devices, shared_threads
 from bench.packs import Attach, Packs, Progress, Trainer, describe
+from bench.prior import class_texts, draw_class
 from bench.progress import show_progress
 from bench.prompts import Prompt, fingerprint, held_out_prompts, probe_prompts, scored_text
 from bench.run import NAME, Metadata, PromptRecord, Run, Split, adapter_label, start_adapter, write_images
@@ -252,16 +253,14 @@ def _check_fit(base: BaseModel, engine: Engine, files: Iterable[Path]) -> None:
 
 
 def packs_of(session: Session, engine: Engine, progress: Progress) -> Packs:
-    space = session.run.space
+    space, base, train = session.run.space, session.base, session.dataset.train
+    data = encode(base, train, mixed=space.buckets, variants=space.variants, balance=space.balance)
+    if space.has_prior:
+        texts = class_texts(train, space.class_prompt, space.trigger, space.class_images)
+        data = dataclasses.replace(data, prior=draw_class(base, texts))
     return Packs(
-        base=session.base,
-        data=encode(
-            session.base,
-            session.dataset.train,
-            mixed=space.buckets,
-            variants=space.variants,
-            balance=space.balance,
-        ),
+        base=base,
+        data=data,
         trainer=engine.train,
         attach=engine.attach,
         progress=progress,

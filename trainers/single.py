@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from bench.encoding import encode
 from bench.errors import BenchError, MismatchError, TrialError, UsageError
 from bench.files import replacing, write_text
 from bench.pictures import Columns
+from bench.prior import class_texts, draw_class
 from bench.run import write_losses
 from bench.scoring.losses import FixedLosses
 from bench.scoring.statistics import mean_stderr
@@ -145,6 +146,9 @@ def _load(config: TrainingConfig, console: Console) -> Loaded:
             console, f"Note: {cut} of {len(captions)} captions are longer than the model reads, and are cut."
         )
     data = encode(base, images, mixed=config.buckets, variants=config.variants, balance=config.balance)
+    if config.prior_weight:
+        texts = class_texts(images, config.class_prompt, config.trigger, config.class_images)
+        data = replace(data, prior=draw_class(base, texts))
     base.release_encoders()
     _check_latents(config, data)
     return Loaded(config=config, base=base, data=data, made_by=_made_by(config, base, images))
