@@ -31,6 +31,8 @@ MAX_RANK, MAX_BATCH = 1024, 1024
 MAX_CROPS, MAX_TAGS = 64, 1000
 NUM_CLASS_IMAGES, MAX_CLASS_IMAGES = 64, 10_000
 NO_CLASS = "needs class_prompt, as in: a dog; or a trigger, without which captions tell the class"
+FOUND = {"learning_rate": 1, "lora_plus": 1}
+"""What Prodigy leaves no choice of."""
 GUIDE_NAMES = {
     "rank": "lora_rank",
     "alpha": "lora_alpha",
@@ -64,6 +66,8 @@ class TrialConfig(Spec):
     target_modules: Preset | tuple[str, ...] = Field("attention", validation_alias=_names("target_modules"))
     """A preset, or endings of module names as PEFT takes them."""
     batch_size: int = Field(4, ge=1, le=MAX_BATCH, validation_alias=_names("batch_size"))
+    optimizer: Literal["adamw", "prodigy"] = "adamw"
+    """Prodigy finds the rate itself: `learning_rate` is 1. Mishchenko & Defazio 2023 (arXiv 2306.06101)."""
     weight_decay: Number = Field(0.01, ge=0)
     max_grad_norm: Number = Field(1.0, gt=0)
     warmup_steps: int = Field(0, ge=0)
@@ -107,6 +111,14 @@ class TrialConfig(Spec):
         if value == ():
             raise ValueError("needs at least one module name")
         return value
+
+    @model_validator(mode="after")
+    def _found_rate(self) -> "TrialConfig":
+        for name, value in FOUND.items() if self.optimizer == "prodigy" else ():
+            if getattr(self, name) != value:
+                given = getattr(self, name)
+                raise ValueError(f"{name} must be {value} with optimizer prodigy, got {given:g}")
+        return self
 
     @property
     def scale(self) -> float:
@@ -190,7 +202,13 @@ class TrainingConfig(TrialConfig):
     """Updates between checkpoints."""
     save_total_limit: int | None = Field(None, ge=1)
     """Checkpoints that are kept, the last ones; all if left out."""
+    sample_prompts: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """Drawn while it trains, as they are written, each with the same noise every time."""
+    sample_steps: int | None = Field(None, ge=1)
+    """Updates between these images; `save_steps` if left out."""
     report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_listed)] = ()
+    hub_model_id: str | None = None
+    """owner/name of the model on the Hub that the adapter is uploaded to at the end, privately."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingConfig":

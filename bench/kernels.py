@@ -359,9 +359,9 @@ def _adamw(
     block: tl.constexpr,
 ):  # fmt: skip
     row, place = tl.program_id(1).to(tl.int64), tl.program_id(0) * block + tl.arange(0, block)
-    inside, offsets = place < width, row * width + place
     numbers += row * 6
     limit, correction, is_A = tl.load(numbers), tl.load(numbers + 1), place < num_A
+    inside, offsets = place < tl.where(limit > 0, width, 0), row * width + place
     rate = tl.where(is_A, tl.load(numbers + 2), tl.load(numbers + 4))
     kept = tl.where(is_A, tl.load(numbers + 3), tl.load(numbers + 5))
     clip = tl.minimum(limit / (tl.load(norms + row) + 1e-6), 1.0)

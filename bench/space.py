@@ -15,7 +15,7 @@ from optuna.distributions import (
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from bench import yaml
-from bench.config import MAX_CLASS_IMAGES, NO_CLASS, NUM_CLASS_IMAGES, PRESETS, TrialConfig
+from bench.config import FOUND, MAX_CLASS_IMAGES, NO_CLASS, NUM_CLASS_IMAGES, PRESETS, TrialConfig
 from bench.errors import UsageError
 from bench.variants import Variants, all_variants
 from bench.yaml import Number, Spec
@@ -130,6 +130,7 @@ class Parameters(Spec):
     dropout: Numbers | None = None
     epochs: IntChoices | None = None
     target_modules: ModuleChoices | None = None
+    optimizer: WordChoices | None = None
     weight_decay: Numbers | None = None
     max_grad_norm: Numbers | None = None
     warmup_steps: Integers | None = None
@@ -406,11 +407,16 @@ class SearchSpace(Spec):
             data["target_modules"] = modules_from_text(params["target_modules"])
         if isinstance(self.parameters.alpha, AlphaRatio):
             data["alpha"] = params["alpha"] * data["rank"]
+        if data["optimizer"] == "prodigy":
+            data |= FOUND
         return yaml.validate(data, TrialConfig, "trial")
 
     def parameters_of(self, config: TrialConfig) -> dict[str, Any]:
         """The point of the space that gives `config`: the inverse of `config_of`."""
-        point = {name: getattr(config, name) for name in self.distributions}
+        distributions = self.distributions
+        point = {name: getattr(config, name) for name in distributions}
+        for name in FOUND.keys() & point.keys() if config.optimizer == "prodigy" else ():
+            point[name] = _any_of(distributions[name])
         if "alpha" in point and isinstance(self.parameters.alpha, AlphaRatio):
             ratio = config.alpha / config.rank
             # Division may miss a listed ratio by a rounding.
@@ -429,6 +435,12 @@ def modules_to_text(modules: str | tuple[str, ...]) -> str:
 def modules_from_text(text: str) -> str | tuple[str, ...]:
     """Inverse of `modules_to_text`."""
     return text if text in PRESETS else tuple(part for part in text.split(",") if part)
+
+
+def _any_of(distribution: Any) -> Any:
+    """A value for a parameter that does not count."""
+    choices = getattr(distribution, "choices", None)
+    return choices[0] if choices else distribution.low
 
 
 def _contains(distribution: BaseDistribution, value: Any) -> bool:

@@ -93,7 +93,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             state.setdefault(name, {})[key] = tensor
         state["average" if "weights" in state else "weights"] = adapter
         whole = {"mean", "square"} <= state.keys()
-        if not whole or any(part.keys() != adapter.keys() for part in state.values()):
+        if not whole or any(
+            part.keys() != adapter.keys() for name, part in state.items() if name != "prodigy"
+        ):
             raise ValueError("moments and adapter are not of the same modules")
         step = read_json(folder / "state.json")["step"]
         if step != len(losses):

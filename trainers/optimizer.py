@@ -1,4 +1,4 @@
-"""AdamW on rows: each row its own learning rate, decay and clipping."""
+"""AdamW or Prodigy on rows: each row its own learning rate, decay and clipping."""
 
 import math
 from collections.abc import Sequence
@@ -7,26 +7,51 @@ import torch
 from torch.optim.adamw import adamw
 
 from bench.config import TrialConfig
+from trainers.prodigy import Prodigy
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch.optim.AdamW's
 
 
-class AdamW:
-    """torch.optim.AdamW on the rows of weights (K, P); moments (K, P) in float32.
+class RowOptimizer:
+    """torch.optim.AdamW on the rows of weights (K, P), or Prodigy on some; moments (K, P) in float32.
 
     Loshchilov & Hutter 2019 (arXiv 1711.05101). AdamW is elementwise, so K rows are K optimizers.
     """
 
-    def __init__(self, weights: torch.Tensor, num_A: int, factor: torch.Tensor) -> None:
+    def __init__(
+        self, weights: torch.Tensor, num_A: int, factor: torch.Tensor, configs: Sequence[TrialConfig] = ()
+    ) -> None:
         """Gradients are of the first `num_A` weights of a row, and of `factor` (K, 1) times the others."""
         self._num_A, self._factor = num_A, factor
-        self.mean = torch.zeros_like(weights)
-        self.square = torch.zeros_like(weights)
+        self._mean, self._square = torch.zeros_like(weights), torch.zeros_like(weights)
+        self._prodigy = Prodigy(weights) if any(c.optimizer == "prodigy" for c in configs) else None
 
-    def forget(self, row: int) -> None:
-        """The row begins anew."""
-        self.mean[row] = 0
-        self.square[row] = 0
+    def fits(self, config: TrialConfig) -> bool:
+        """Can a row take this config?"""
+        return self._prodigy is not None or config.optimizer == "adamw"
+
+    @property
+    def rows(self) -> dict[str, torch.Tensor]:
+        """What is of the shape of the weights, by name."""
+        more = {"start": self._prodigy.start, "sum": self._prodigy.sum} if self._prodigy else {}
+        return {"mean": self._mean, "square": self._square, **more}
+
+    @property
+    def numbers(self) -> dict[str, torch.Tensor]:
+        """A few numbers of each row (K, n), by name."""
+        return {"prodigy": self._prodigy.numbers} if self._prodigy else {}
+
+    def forget(self, row: int, weights: torch.Tensor) -> None:
+        """The row begins anew with these weights (P)."""
+        self._mean[row] = 0
+        self._square[row] = 0
+        if self._prodigy:
+            self._prodigy.forget(row, weights)
+
+    def give_back(self) -> None:
+        """The memory of all rows."""
+        self._mean = self._square = torch.empty(0)
+        self._prodigy = None
 
     @torch.no_grad()
     def update(
@@ -55,7 +80,13 @@ class AdamW:
         of_A, of_B = (torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts)
         norms = torch.hypot(of_A, of_B * self._factor[:, 0])
         scaled = gradient, self._num_A, self._factor, norms
-        kernels.adamw(weights, self.mean, self.square, *scaled, numbers, BETAS, EPSILON)
+        kernels.adamw(weights, self._mean, self._square, *scaled, numbers, BETAS, EPSILON)
+        for row, (config, rate, step) in enumerate(zip(configs, rates, steps, strict=True)):
+            if config.optimizer == "prodigy":
+                whole = gradient[row].float()
+                whole[self._num_A :] *= self._factor[row]
+                whole *= (config.max_grad_norm / (norms[row] + 1e-6)).clamp(max=1)
+                self._find_size(weights[row], whole, row, config, rate, step)
 
     def _update_row(
         self,
@@ -69,6 +100,9 @@ class AdamW:
         norm = float(gradient.norm()) + 1e-6  # as torch.nn.utils.clip_grad_norm_
         if norm > config.max_grad_norm:
             gradient = gradient * (config.max_grad_norm / norm)
+        if config.optimizer == "prodigy":
+            self._find_size(weights, gradient, row, config, rate, step)
+            return
         of_A, of_B = slice(self._num_A), slice(self._num_A, None)
         same = config.lora_plus == 1
         parts = [(slice(None), rate)] if same else [(of_A, rate), (of_B, rate * config.lora_plus)]
@@ -76,8 +110,8 @@ class AdamW:
             adamw(
                 [weights[part]],
                 [gradient[part]],
-                [self.mean[row, part]],
-                [self.square[row, part]],
+                [self._mean[row, part]],
+                [self._square[row, part]],
                 [],
                 [torch.tensor(float(step))],
                 fused=weights.device.type == "cpu",
@@ -89,6 +123,20 @@ class AdamW:
                 eps=EPSILON,
                 maximize=False,
             )
+
+    def _find_size(
+        self,
+        weights: torch.Tensor,
+        gradient: torch.Tensor,
+        row: int,
+        config: TrialConfig,
+        rate: float,
+        step: int,
+    ) -> None:
+        assert self._prodigy
+        moments = self._mean[row], self._square[row]
+        given = {"rate": rate, "decay": config.weight_decay, "epsilon": EPSILON}
+        self._prodigy.update(row, weights, gradient, moments, **given, step=step, betas=BETAS)
 
 
 def rate_at(config: TrialConfig, step: int, num_steps: int) -> float:
@@ -106,8 +154,12 @@ def rate_at(config: TrialConfig, step: int, num_steps: int) -> float:
 
 
 def _numbers(config: TrialConfig, rate: float, step: int) -> tuple[float, ...]:
-    """Of a row: largest norm, 1 − β₂ᵗ; of A, then of B: rate / (1 − β₁ᵗ), 1 − rate · decay."""
+    """Of a row: largest norm, 1 − β₂ᵗ; of A, then of B: rate / (1 − β₁ᵗ), 1 − rate · decay.
+
+    The norm is negative for a row that AdamW leaves alone.
+    """
     corrections = [1 - beta ** (step + 1) for beta in BETAS]
     rates = rate, rate * config.lora_plus
     of_parts = [(each / corrections[0], 1 - each * config.weight_decay) for each in rates]
-    return config.max_grad_norm, corrections[1], *of_parts[0], *of_parts[1]
+    most = config.max_grad_norm if config.optimizer == "adamw" else -1.0
+    return most, corrections[1], *of_parts[0], *of_parts[1]

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, compute_snr
 from peft import LoraConfig
+from prodigyopt import Prodigy
 
 from bench.base import BaseModel, TrainingData
 from bench.config import TrialConfig
@@ -59,7 +60,7 @@ def plainly_trained(base: BaseModel, data: TrainingData, config: TrialConfig, **
         for name, tensor in start.items():
             parameters[name].copy_(tensor)
     average = EMAModel(list(parameters.values()), decay=config.ema)
-    optimizer = torch.optim.AdamW(
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
         [
             {"params": [p for n, p in parameters.items() if "lora_B" not in n]},
             {
@@ -70,6 +71,9 @@ def plainly_trained(base: BaseModel, data: TrainingData, config: TrialConfig, **
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
     )
+    if config.optimizer == "prodigy":
+        options = {"use_bias_correction": True, "safeguard_warmup": True, "weight_decay": config.weight_decay}
+        optimizer = Prodigy(list(parameters.values()), **options)
     schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=0, num_training_steps=NUM_STEPS)
     for step in range(NUM_STEPS):
         optimizer.zero_grad()
@@ -104,6 +108,8 @@ def loss_of(base: BaseModel, samples: Batch, config: TrialConfig) -> torch.Tenso
         ({"lr_scheduler": "linear"}, {}),
         ({"rank_up": 7, "rank_mid": 2}, BLOCKS),
         ({"ema": 0.9}, {}),
+        ({"optimizer": "prodigy", "learning_rate": 1}, {}),
+        ({"optimizer": "prodigy", "learning_rate": 1, "lr_scheduler": "cosine", "ema": 0.5}, {}),
     ],
     ids=str,
 )
