@@ -64,7 +64,9 @@ def test_a_trial_without_it_gives_the_same_bits(
     base: BaseModel, data: TrainingData, plain: TrainingData
 ) -> None:
     (one,), (other,) = trained(base, data, [PLAIN]), trained(base, plain, [PLAIN])
-    assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
+    tolerance = 0 if base.device.type == "cpu" else 5e-4  # a GPU adds in another order each time
+    for name, tensor in one.items():
+        assert (other[name] - tensor).norm() <= tolerance * tensor.norm(), name
 
 
 def test_it_trains_as_plain_peft_on_both_losses(base: BaseModel, data: TrainingData) -> None:
@@ -135,8 +137,8 @@ def test_images_are_the_base_s_own_and_kept(
     assert len(list(tmp_path.iterdir())) == 1 and torch.equal(found.mean, again.mean)
     text = base.encode_prompts(texts)
     (images,) = generate(base, text, base.encode_empty(), range(3), SAMPLER)
-    torch.testing.assert_close(found.mean, base.encode_images(images)[0])
-    torch.testing.assert_close(found.text.hidden, text.hidden)
+    torch.testing.assert_close(found.mean, base.encode_images(images)[0], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found.text.hidden, text.hidden, atol=1e-4, rtol=1e-4)
     assert not torch.equal(found.mean[0], found.mean[1])
 
 
