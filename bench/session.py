@@ -24,7 +24,7 @@ from bench.buckets import fit
 from bench.cache import cache_limit
 from bench.confirm import EXAMINED, Confirmation
 from bench.dataset import Dataset, load_dataset
-from bench.encoding import encode
+from bench.encoding import crops_note, encode
 from bench.errors import BenchError, MismatchError, TrialError, UsageError
 from bench.fit import find_fit
 from bench.fleet import Fleet, count_devices, on_devices, shared_threads
@@ -318,12 +318,13 @@ def _load(space: SearchSpace) -> _Loaded:
     scorer = load_scorer(space.scorer, device)
     judge, missing = find_judge(space.judge, space.scorer, device)
     prompts = _prompts(space, dataset)
+    note = crops_note(base, dataset.train, space.variants, mixed=space.buckets)
     return _Loaded(
         dataset=dataset,
         base=base,
         networks=Networks(scorer=scorer, judge=judge),
         prompts=prompts,
-        notes=_notes(base, scorer, dataset, prompts, space.trigger, missing),
+        notes=(*_notes(base, scorer, dataset, prompts, space.trigger, missing), *([note] if note else [])),
         num_devices=count_devices(space.devices, device),
     )
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from bench.base import BaseModel, TrainingData, adaptable_names, load_base, target_names
 from bench.config import MAX_BATCH, TrainingConfig, TrialConfig
 from bench.dataset import Example, content_of, load_training_images
-from bench.encoding import encode
+from bench.encoding import crops_note, encode
 from bench.errors import BenchError, MismatchError, TrialError, UsageError
 from bench.export import export_training
 from bench.exported import export_folder
@@ -180,6 +180,8 @@ def _load(config: TrainingConfig, processes: Processes, console: Console) -> Loa
         _say(
             console, f"Note: {cut} of {len(captions)} captions are longer than the model reads, and are cut."
         )
+    if note := crops_note(base, images, config.variants, mixed=config.buckets):
+        _say(console, f"Note: {note}.")
     data = encode(base, images, mixed=config.buckets, variants=config.variants, balance=config.balance)
     if config.prior_weight:
         texts = class_texts(images, config.class_prompt, config.trigger, config.class_images)

@@ -14,7 +14,7 @@ from bench.base import BaseModel, TrainingData
 from bench.buckets import fit
 from bench.config import TrialConfig
 from bench.dataset import Example
-from bench.encoding import encode
+from bench.encoding import crops_note, encode
 from bench.pictures import digest
 from bench.rehearsal import random_data
 from bench.variants import NUM_SHUFFLES, Variants, place_of, shuffled
@@ -168,6 +168,12 @@ def test_each_view_is_the_encoding_of_its_picture(base: BaseModel, mixed: bool) 
                 mean, std = base.encode_images(pixels[None].copy())
                 torch.testing.assert_close(bucket.mean[view * n + row], mean[0], atol=1e-4, rtol=1e-4)
                 torch.testing.assert_close(bucket.std[view * n + row], std[0], atol=1e-4, rtol=1e-4)
+
+
+def test_pictures_without_room_for_crops_are_said(base: BaseModel) -> None:
+    assert crops_note(base, PICTURES, Variants(flip=True)) is None
+    assert crops_note(base, PICTURES[1:], Variants(crops=2)) is None
+    assert str(crops_note(base, PICTURES, Variants(crops=2))).startswith("1 of 4 pictures have the shape")
 
 
 @pytest.mark.usefixtures("cache")
