@@ -99,6 +99,8 @@ class TrainingData:
     buckets: tuple[Bucket, ...]
     empty: TextEmbedding
     """Conditioning of the empty prompt (1), for caption dropout."""
+    prior: Bucket | None = None
+    """Images of the class, of one size, for trials with a `prior_weight`."""
 
     def __len__(self) -> int:
         return sum(len(bucket) for bucket in self.buckets)

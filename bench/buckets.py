@@ -56,6 +56,15 @@ def bucket_of(size: tuple[int, int], sizes: tuple[Size, ...]) -> Size:
     return min(sizes, key=lambda bucket: abs(bucket.ratio - Size(*size).ratio))
 
 
+def largest_crop(size: tuple[int, int], shape: Size) -> tuple[int, int]:
+    """Width and height of the largest part of an image of `size` that has the shape."""
+    width, height = size
+    return (
+        min(width, round(height * shape.width / shape.height)),
+        min(height, round(width * shape.height / shape.width)),
+    )
+
+
 def fit(
     image: Image.Image, width: int, height: int | None = None, place: tuple[float, float] = CENTRE
 ) -> NDArray[np.uint8]:
@@ -64,10 +73,7 @@ def fit(
     `place` is where it lies: from the left (0) to the right (1), and from the top to the bottom likewise.
     """
     height = height or width
-    crop = (
-        min(image.width, round(image.height * width / height)),
-        min(image.height, round(image.width * height / width)),
-    )
+    crop = largest_crop(image.size, Size(width, height))
     left, top = (math.floor(place[axis] * (image.size[axis] - crop[axis])) for axis in (0, 1))
     box = (left, top, left + crop[0], top + crop[1])
     return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, box=box))

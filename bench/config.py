@@ -29,6 +29,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
 assert set(PRESETS) == set(get_args(Preset))
 MAX_RANK, MAX_BATCH = 1024, 1024
 MAX_CROPS, MAX_TAGS = 64, 1000
+NUM_CLASS_IMAGES, MAX_CLASS_IMAGES = 64, 10_000
+NO_CLASS = "needs class_prompt, as in: a dog; or a trigger, without which captions tell the class"
 FOUND = {"learning_rate": 1, "lora_plus": 1}
 """What Prodigy leaves no choice of."""
 GUIDE_NAMES = {
@@ -98,6 +100,9 @@ class TrialConfig(Spec):
     """Each sample has the tags of its caption, which commas separate, in one of several orders."""
     keep_tags: int = Field(0, ge=0, le=MAX_TAGS)
     """Tags that stay in front while the others are shuffled."""
+    prior_weight: Number = Field(0.0, ge=0, le=100)
+    """What the loss of as many images of the class, drawn by the base, counts beside that of a batch; 0: none
+    are trained on. DreamBooth: Ruiz et al. 2023 (arXiv 2208.12242)."""
     seed: int = Field(0, ge=0, lt=2**31)
 
     @field_validator("target_modules")
@@ -181,6 +186,9 @@ class TrainingConfig(TrialConfig):
     """Pixels of a side; the model's own if left out."""
     buckets: bool = False
     """Train on crops of several aspect ratios, each picture on the nearest; on squares if not."""
+    class_prompt: str | None = Field(None, min_length=1)
+    """What images of the class show, for `prior_weight`; the captions without the trigger if left out."""
+    class_images: int = Field(NUM_CLASS_IMAGES, ge=1, le=MAX_CLASS_IMAGES)
     balance: bool = True
     """Train on each concept of the data equally often; on each picture if not."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -208,6 +216,8 @@ class TrainingConfig(TrialConfig):
             raise ValueError(
                 f"train_batch_size times gradient_accumulation_steps must be at most {MAX_BATCH}, got {size}"
             )
+        if self.prior_weight and not (self.class_prompt or self.trigger):
+            raise ValueError(f"prior_weight: {NO_CLASS}")
         if self.dtype and self.mixed_precision and self.dtype != DTYPES[self.mixed_precision]:
             raise ValueError(
                 f"dtype {self.dtype} and mixed_precision {self.mixed_precision} differ; give one of them"

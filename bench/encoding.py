@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench.base import BaseModel, Bucket, TextEmbedding, TrainingData, concatenate
-from bench.buckets import Size, bucket_of, bucket_sizes, fit, step_of
+from bench.buckets import Size, bucket_of, bucket_sizes, fit, largest_crop, step_of
 from bench.cache import cached
 from bench.dataset import Example, balanced
 from bench.variants import AS_THEY_ARE, Variants, place_of
@@ -26,9 +26,7 @@ def encode(
 
     With `balance` an epoch shows all concepts equally often. What was encoded before comes from the cache.
     """
-    sizes: tuple[Size, ...] = (Size(base.resolution, base.resolution),)
-    if mixed:
-        sizes = bucket_sizes(base.resolution, step_of(base.resolution, base.vae_scale))
+    sizes = _sizes(base, mixed)
     by_size: dict[Size, list[Example]] = {size: [] for size in sizes}
     shown: dict[Size, list[int]] = {size: [] for size in sizes}
     repeats = balanced(examples) if balance else [1] * len(examples)
@@ -44,6 +42,26 @@ def encode(
                 bucket = _varied(base, bucket, of_size, size, variants)
             buckets.append(replace(bucket, shown=tuple(shown[size])))
     return TrainingData(buckets=tuple(buckets), empty=empty)
+
+
+def crops_note(
+    base: BaseModel, examples: Sequence[Example], variants: Variants, *, mixed: bool = False
+) -> str | None:
+    """What to know of pictures that have no other crop than the centre's, if crops are asked for."""
+    sizes = _sizes(base, mixed)
+    alike = [each for each in examples if largest_crop(each.size, bucket_of(each.size, sizes)) == each.size]
+    if variants.crops == 1 or not alike:
+        return None
+    return (
+        f"{len(alike)} of {len(examples)} pictures have the shape that they are trained in, and so no other "
+        "crop than themselves"
+    )
+
+
+def _sizes(base: BaseModel, mixed: bool) -> tuple[Size, ...]:
+    if mixed:
+        return bucket_sizes(base.resolution, step_of(base.resolution, base.vae_scale))
+    return (Size(base.resolution, base.resolution),)
 
 
 def view(example: Example, size: Size, crop: int, mirrored: bool) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import psutil
@@ -63,6 +63,8 @@ def rehearse(
     peak = Peak(base.device)
     size = STEPS[base.device.type] * config.batch_size
     data = random_data(base, size, config.variants)
+    if config.prior_weight:
+        data = replace(data, prior=data.buckets[0][:])
     most = REPEATS[1] + 1  # the first warms up
     trial = config.model_copy(update={"epochs": most, "learning_rate": RATE, "lr_scheduler": "constant"})
     clock = _Clock(base.device, STEPS[base.device.type])

@@ -311,6 +311,8 @@ class Run:
             resolution=space.resolution,
             buckets=space.buckets,
             balance=space.balance,
+            class_prompt=space.class_prompt,
+            class_images=space.class_images,
             dtype=space.dtype,
             trigger=space.trigger,
         )

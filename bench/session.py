@@ -24,11 +24,12 @@ from bench.buckets import fit
 from bench.cache import cache_limit
 from bench.confirm import EXAMINED, Confirmation
 from bench.dataset import Dataset, load_dataset
-from bench.encoding import encode
+from bench.encoding import crops_note, encode
 from bench.errors import BenchError, MismatchError, TrialError, UsageError
 from bench.fit import find_fit
 from bench.fleet import Fleet, count_devices, on_devices, shared_threads
 from bench.packs import Attach, Packs, Progress, Trainer, describe
+from bench.prior import class_texts, draw_class
 from bench.progress import show_progress
 from bench.prompts import Prompt, fingerprint, held_out_prompts, probe_prompts, scored_text
 from bench.run import NAME, Metadata, PromptRecord, Run, Split, adapter_label, start_adapter, write_images
@@ -252,16 +253,14 @@ def _check_fit(base: BaseModel, engine: Engine, files: Iterable[Path]) -> None:
 
 
 def packs_of(session: Session, engine: Engine, progress: Progress) -> Packs:
-    space = session.run.space
+    space, base, train = session.run.space, session.base, session.dataset.train
+    data = encode(base, train, mixed=space.buckets, variants=space.variants, balance=space.balance)
+    if space.has_prior:
+        texts = class_texts(train, space.class_prompt, space.trigger, space.class_images)
+        data = dataclasses.replace(data, prior=draw_class(base, texts))
     return Packs(
-        base=session.base,
-        data=encode(
-            session.base,
-            session.dataset.train,
-            mixed=space.buckets,
-            variants=space.variants,
-            balance=space.balance,
-        ),
+        base=base,
+        data=data,
         trainer=engine.train,
         attach=engine.attach,
         progress=progress,
@@ -319,12 +318,13 @@ def _load(space: SearchSpace) -> _Loaded:
     scorer = load_scorer(space.scorer, device)
     judge, missing = find_judge(space.judge, space.scorer, device)
     prompts = _prompts(space, dataset)
+    note = crops_note(base, dataset.train, space.variants, mixed=space.buckets)
     return _Loaded(
         dataset=dataset,
         base=base,
         networks=Networks(scorer=scorer, judge=judge),
         prompts=prompts,
-        notes=_notes(base, scorer, dataset, prompts, space.trigger, missing),
+        notes=(*_notes(base, scorer, dataset, prompts, space.trigger, missing), *([note] if note else [])),
         num_devices=count_devices(space.devices, device),
     )
 

@@ -15,7 +15,7 @@ from optuna.distributions import (
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from bench import yaml
-from bench.config import FOUND, PRESETS, TrialConfig
+from bench.config import FOUND, MAX_CLASS_IMAGES, NO_CLASS, NUM_CLASS_IMAGES, PRESETS, TrialConfig
 from bench.errors import UsageError
 from bench.variants import Variants, all_variants
 from bench.yaml import Number, Spec
@@ -148,6 +148,7 @@ class Parameters(Spec):
     crops: IntChoices | None = None
     shuffle_caption: Flags | None = None
     keep_tags: IntChoices | None = None
+    prior_weight: Numbers | None = None
 
 
 class Sampler(Spec):
@@ -277,6 +278,9 @@ class SearchSpace(Spec):
     """Pixels of a side; the base's own if left out."""
     buckets: bool = False
     """Train on crops of several aspect ratios, each picture on the nearest; on squares if not."""
+    class_prompt: str | None = Field(None, min_length=1)
+    """What images of the class show, for `prior_weight`; the captions without the trigger if left out."""
+    class_images: int = Field(NUM_CLASS_IMAGES, ge=1, le=MAX_CLASS_IMAGES)
     balance: bool = True
     """Train on each concept of the data equally often; on each picture if not."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -326,6 +330,8 @@ class SearchSpace(Spec):
             raise ValueError(
                 f"select_by: must be one of the objectives {list(self.objectives)}, got {self.select_by!r}"
             )
+        if self.has_prior and not (self.class_prompt or self.trigger):
+            raise ValueError(f"prior_weight: {NO_CLASS}")
         distributions = self.distributions
         if not distributions:
             raise ValueError("parameters: nothing to search; give at least one parameter")
@@ -385,6 +391,17 @@ class SearchSpace(Spec):
         """Epoch counts at which trials are scored, ascending."""
         epochs = self.parameters.epochs
         return tuple(sorted(set(epochs.choices))) if epochs else (self.default.epochs,)
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether any trial may train on images of the class."""
+        match self.parameters.prior_weight:
+            case Range(high=most):
+                return most > 0
+            case Choices(choices=listed):
+                return max(listed) > 0
+            case _:
+                return self.default.prior_weight > 0
 
     @property
     def variants(self) -> Variants:

@@ -26,10 +26,12 @@ from bench.lanes import threads_of
 from trainers.lora import Adapter, Attached, Slots, save_adapter
 from trainers.optimizer import RowOptimizer, rate_at
 from trainers.processes import Processes
-from trainers.samples import Draw, batch, draw, together
+from trainers.samples import Draw, batch, draw, draw_prior, together
 
 AHEAD = 2
 """Steps that may wait on a GPU: enough to keep it busy, few enough that progress is true."""
+PRIOR = -1
+"""The bucket of images of the class."""
 MIN_SHRINK = 100
 """Steps left, of a pack on a GPU that is half empty, for which a smaller graph pays."""
 
@@ -222,20 +224,34 @@ class Pack:
         steps = [trial.step if trial else now for trial in self._places]
         rates = [rate_at(t.config, t.step, t.num_steps) if t else 0.0 for t in self._places]
         bucket = self._data.schedule(configs[0].batch_size).place(now).bucket
-        pairs = zip(configs, steps, strict=True)
-        shares = [self._processes.share(draw(self._data, config, step)) for config, step in pairs]
-        draws = [share.split(self._num_parts) for share in shares]
-        found = [self._gradient(bucket, together(parts)) for parts in zip(*draws, strict=True)]
+        found = self._gradients(bucket, draw, steps)
         losses = torch.stack([losses for losses, _ in found]).mean(dim=0)
         gradients = [gradient for _, gradient in found]
         alone = len(found) * self._processes.number == 1
         gradient = gradients[0] if alone else _mean(gradients)
+        if self._has_prior:
+            prior = self._gradients(PRIOR, draw_prior, steps)
+            gradient = gradient + _mean([gradient for _, gradient in prior])
         self._processes.average(gradient, losses)
         self._optimizer.update(self.slots.weights, gradient, configs, rates, steps)
         self.slots.average(steps)
         for trial in self.trials:
             trial.step += 1
         return losses
+
+    @property
+    def _has_prior(self) -> bool:
+        """Then all slots train on images of the class: where they weigh nothing, to no effect."""
+        return any(config.prior_weight for config in self.slots.configs)
+
+    def _gradients(
+        self, bucket: int, drawing: Callable[[TrainingData, TrialConfig, int], Draw], steps: Sequence[int]
+    ) -> list[tuple[torch.Tensor, ...]]:
+        """Losses (K,) and gradient (K, P) of each part of a batch."""
+        pairs = zip(self.slots.configs, steps, strict=True)
+        shares = [self._processes.share(drawing(self._data, config, step)) for config, step in pairs]
+        draws = [share.split(self._num_parts) for share in shares]
+        return [self._gradient(bucket, together(parts)) for parts in zip(*draws, strict=True)]
 
     def _gradient(self, bucket: int, drawn: Draw) -> tuple[torch.Tensor, ...]:
         """Losses (K,) and gradient (K, P) of a part of the batch; the next part overwrites nothing."""
@@ -248,13 +264,16 @@ class Pack:
         if key not in self._graphs:
             self._graphs[key] = captured(partial(self._compute, *key), self._base.device, self.slots.pool)
         losses, gradient = self._graphs[key]()
-        return (losses, gradient) if self._num_parts == 1 else (losses.clone(), gradient.clone())
+        alone = self._num_parts == 1 and not self._has_prior
+        return (losses, gradient) if alone else (losses.clone(), gradient.clone())
 
     def _compute(self, bucket: int, size: int) -> tuple[torch.Tensor, ...]:
         """Losses (K,) and gradient (K, P) of the drawn samples."""
-        samples = batch(self._data.buckets[bucket], self._data.empty, self._drawn[bucket, size])
+        drawn, images = self._drawn[bucket, size], [*self._data.buckets, self._data.prior][bucket]
+        assert images
+        samples = batch(images, self._data.empty, drawn)
         with keep_text(project_text(self._unet, samples.text.hidden)):
-            losses = self._objective(samples).view(len(self.slots), -1).mean(dim=1)
+            losses = (self._objective(samples) * drawn.weight).view(len(self.slots), -1).mean(dim=1)
             return losses.detach(), self.slots.gradient(losses.sum())
 
     # Rungs

@@ -33,6 +33,8 @@ class Draw:
     """Of the image, (n)."""
     wording: torch.Tensor
     """Of its caption, (n)."""
+    weight: torch.Tensor
+    """Float32, (n): of the sample's loss."""
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -69,6 +71,28 @@ def draw(data: TrainingData, config: TrialConfig, step: int) -> Draw:
         gamma=torch.full((size,), config.min_snr_gamma),
         view=_views(images.variants, config, step),
         wording=_wordings(images.variants, config, step),
+        weight=torch.ones(size),
+    )
+
+
+def draw_prior(data: TrainingData, config: TrialConfig, step: int) -> Draw:
+    """Images of the class, as many as of a batch, weighted by `prior_weight`."""
+    if data.prior is None:
+        raise ValueError("no images of the class were drawn")
+    size, generator = config.batch_size, stream(config.seed, "prior", step)
+    shape = (size, *data.prior.mean.shape[1:])
+    as_it_is = torch.zeros(size, dtype=torch.int64)
+    return Draw(
+        index=torch.randint(len(data.prior), (size,), generator=generator),
+        posterior=torch.randn(shape, generator=generator),
+        noise=torch.randn(shape, generator=generator),
+        timesteps=torch.randint(NUM_TIMESTEPS, (size,), generator=generator),
+        dropped=torch.zeros(size, dtype=torch.bool),
+        keys=torch.randint(-(2**31), 2**31, (size,), generator=generator).int(),
+        gamma=torch.full((size,), config.min_snr_gamma),
+        view=as_it_is,
+        wording=as_it_is,
+        weight=torch.full((size,), config.prior_weight),
     )
 
 

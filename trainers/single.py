@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from rich.console import Console
 from bench.base import BaseModel, TrainingData, adaptable_names, load_base, target_names
 from bench.config import MAX_BATCH, TrainingConfig, TrialConfig
 from bench.dataset import Example, content_of, load_training_images
-from bench.encoding import encode
+from bench.encoding import crops_note, encode
 from bench.errors import BenchError, MismatchError, TrialError, UsageError
 from bench.export import export_training
 from bench.exported import export_folder
 from bench.files import replacing, write_text
 from bench.pictures import Columns
+from bench.prior import class_texts, draw_class
 from bench.publish import Upload, prepared
 from bench.run import write_losses
 from bench.scoring.losses import FixedLosses
@@ -178,7 +179,12 @@ def _load(config: TrainingConfig, processes: Processes, console: Console) -> Loa
         _say(
             console, f"Note: {cut} of {len(captions)} captions are longer than the model reads, and are cut."
         )
+    if note := crops_note(base, images, config.variants, mixed=config.buckets):
+        _say(console, f"Note: {note}.")
     data = encode(base, images, mixed=config.buckets, variants=config.variants, balance=config.balance)
+    if config.prior_weight:
+        texts = class_texts(images, config.class_prompt, config.trigger, config.class_images)
+        data = replace(data, prior=draw_class(base, texts))
     previews = Previews(base, config) if config.sample_prompts and processes.is_first else None
     base.release_encoders()
     _check_latents(config, data)

@@ -213,7 +213,7 @@ def test_memory_that_runs_out_while_slots_are_made_leaves_the_base_alone(
         raise torch.OutOfMemoryError
 
     names = adaptable_names(base.unet)
-    monkeypatch.setattr("trainers.loop.AdamW", no_memory)
+    monkeypatch.setattr("trainers.loop.RowOptimizer", no_memory)
     with pytest.raises(torch.OutOfMemoryError):
         trained(base, data, CONFIGS[:1])
     assert adaptable_names(base.unet) == names

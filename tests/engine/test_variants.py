@@ -14,7 +14,7 @@ from bench.base import BaseModel, TrainingData
 from bench.buckets import fit
 from bench.config import TrialConfig
 from bench.dataset import Example
-from bench.encoding import encode
+from bench.encoding import crops_note, encode
 from bench.pictures import digest
 from bench.rehearsal import random_data
 from bench.variants import NUM_SHUFFLES, Variants, place_of, shuffled
@@ -69,7 +69,9 @@ def test_a_trial_without_variants_gives_the_same_bits_where_others_have_them(
     base: BaseModel, varied: TrainingData, plain: TrainingData
 ) -> None:
     (among,), (alone,) = trained(base, varied, [PLAIN]), trained(base, plain, [PLAIN])
-    assert all(torch.equal(among[name], tensor) for name, tensor in alone.items())
+    tolerance = 0 if base.device.type == "cpu" else 5e-4  # a GPU adds in another order each time
+    for name, tensor in alone.items():
+        assert (among[name] - tensor).norm() <= tolerance * tensor.norm(), name
 
 
 @pytest.mark.parametrize("config", CONFIGS[1:4])
@@ -152,14 +154,13 @@ def test_each_view_is_the_encoding_of_its_picture(base: BaseModel, mixed: bool) 
     data = encode(base, PICTURES, mixed=mixed, variants=Variants(flip=True, crops=2))
     plain = encode(base, PICTURES, mixed=mixed)
     assert len(data) == len(plain) == len(PICTURES)
-    digests = {example.caption: example for example in PICTURES}
-    by_text = {base.encode_prompts([caption]).hidden.cpu().numpy().tobytes(): caption for caption in digests}
+    texts = base.encode_prompts([example.caption for example in PICTURES]).hidden
     for bucket, as_it_is in zip(data.buckets, plain.buckets, strict=True):
         n, (height, width) = len(bucket), (side * base.vae_scale for side in bucket.mean.shape[2:])
         assert torch.equal(bucket[:].mean, as_it_is.mean)
         assert len(bucket.mean) == len(bucket.std) == 4 * n and len(bucket.text) == n
         for row in range(n):
-            example = digests[by_text[bucket.text.hidden[row : row + 1].cpu().numpy().tobytes()]]
+            example = PICTURES[int((texts - bucket.text.hidden[row]).flatten(1).norm(dim=1).argmin())]
             centre = fit(example.image(), width, height)
             elsewhere = fit(example.image(), width, height, place=place_of(example.digest, 1))
             expected = [centre, elsewhere, centre[:, ::-1], elsewhere[:, ::-1]]
@@ -167,6 +168,12 @@ def test_each_view_is_the_encoding_of_its_picture(base: BaseModel, mixed: bool) 
                 mean, std = base.encode_images(pixels[None].copy())
                 torch.testing.assert_close(bucket.mean[view * n + row], mean[0], atol=1e-4, rtol=1e-4)
                 torch.testing.assert_close(bucket.std[view * n + row], std[0], atol=1e-4, rtol=1e-4)
+
+
+def test_pictures_without_room_for_crops_are_said(base: BaseModel) -> None:
+    assert crops_note(base, PICTURES, Variants(flip=True)) is None
+    assert crops_note(base, PICTURES[1:], Variants(crops=2)) is None
+    assert str(crops_note(base, PICTURES, Variants(crops=2))).startswith("1 of 4 pictures have the shape")
 
 
 @pytest.mark.usefixtures("cache")
