@@ -22,6 +22,7 @@ from bench.families import FAMILIES
 from bench.families.family import Prediction
 from bench.sources import find_source
 from bench.vae import find_vae
+from bench.variants import AS_THEY_ARE, Variants
 
 ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
@@ -67,18 +68,28 @@ def concatenate(parts: Sequence[TextEmbedding]) -> TextEmbedding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bucket:
-    """Encoded images of one size: mean and standard deviation of the latents (n, …), and their captions'
-    conditioning (n)."""
+    """n encoded images of one size: mean and standard deviation of the latents (views · n, …), and their
+    captions' conditioning (wordings · n), variant by variant: as they are first."""
 
     mean: torch.Tensor
     std: torch.Tensor
     text: TextEmbedding
+    variants: Variants = AS_THEY_ARE
+    shown: tuple[int, ...] | None = None
+    """The images that an epoch shows, some of them several times; None: each once."""
+
+    @property
+    def epoch(self) -> Sequence[int]:
+        """The images that an epoch shows."""
+        return range(len(self)) if self.shown is None else self.shown
 
     def __getitem__(self, index: Any) -> "Bucket":
-        return Bucket(mean=self.mean[index], std=self.std[index], text=self.text[index])
+        """Some of the images and captions as they are, each once."""
+        n = len(self)
+        return Bucket(mean=self.mean[:n][index], std=self.std[:n][index], text=self.text[:n][index])
 
     def __len__(self) -> int:
-        return len(self.mean)
+        return len(self.mean) // len(self.variants.views)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,9 +103,14 @@ class TrainingData:
     def __len__(self) -> int:
         return sum(len(bucket) for bucket in self.buckets)
 
+    @property
+    def num_shown(self) -> int:
+        """Images in an epoch."""
+        return sum(len(bucket.epoch) for bucket in self.buckets)
+
     def schedule(self, batch_size: int) -> Schedule:
         """Which bucket every step trains on."""
-        return Schedule(counts=tuple(len(bucket) for bucket in self.buckets), batch_size=batch_size)
+        return Schedule(counts=tuple(len(bucket.epoch) for bucket in self.buckets), batch_size=batch_size)
 
 
 Reader = Callable[[Sequence[str]], tuple[TextEmbedding, TextEmbedding]]

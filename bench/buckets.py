@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench.variants import CENTRE
+
 SDXL_STEP = 64
 """Pixels by which sides differ, as SDXL was trained (Podell et al. 2023, arXiv 2307.01952, appendix I)."""
 SDXL_SIDE = 512
@@ -54,14 +56,19 @@ def bucket_of(size: tuple[int, int], sizes: tuple[Size, ...]) -> Size:
     return min(sizes, key=lambda bucket: abs(bucket.ratio - Size(*size).ratio))
 
 
-def fit(image: Image.Image, width: int, height: int | None = None) -> NDArray[np.uint8]:
-    """The largest centre crop of that shape, resized to (height, width, 3); without a height, of a square."""
+def fit(
+    image: Image.Image, width: int, height: int | None = None, place: tuple[float, float] = CENTRE
+) -> NDArray[np.uint8]:
+    """The largest crop of that shape, resized to (height, width, 3); without a height, of a square.
+
+    `place` is where it lies: from the left (0) to the right (1), and from the top to the bottom likewise.
+    """
     height = height or width
     crop = (
         min(image.width, round(image.height * width / height)),
         min(image.height, round(image.width * height / width)),
     )
-    left, top = (image.width - crop[0]) // 2, (image.height - crop[1]) // 2
+    left, top = (math.floor(place[axis] * (image.size[axis] - crop[axis])) for axis in (0, 1))
     box = (left, top, left + crop[0], top + crop[1])
     return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, box=box))
 
@@ -82,7 +89,7 @@ class Schedule:
     """
 
     counts: tuple[int, ...]
-    """Images of each bucket."""
+    """Images that an epoch shows, of each bucket."""
     batch_size: int
 
     def end(self, epoch: int) -> int:

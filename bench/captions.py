@@ -9,13 +9,11 @@ from pathlib import Path
 from bench.dataset import split_folders, text_problem
 from bench.errors import UsageError
 from bench.files import write_text
-from bench.folder import METADATA, SUFFIXES, check_file, pictures_in, read_text
+from bench.folder import METADATA, SUFFIXES, check_file, concept_of, pictures_in, read_text
 from bench.pictures import Flaw
 
 CAPTION, TRIGGER = "{caption}", "{trigger}"
 FIELD = re.compile(r"\{[^{}]*\}")
-CONCEPT = re.compile(r"\d+_(?P<concept>.*\S.*)")
-"""A folder of DreamBooth's trainers: `10_ohwx dog`, the repeats and the concept."""
 FILE_NAME = re.compile(
     r"\S+\.(png|jpe?g|webp|bmp|gif|tiff?|heic)"
     r"|[^\s_]*_\S*|[\w-]*\d{3,}[\w-]*"  # a word with an underscore or a number
@@ -87,10 +85,13 @@ def _check_free(homes: list[Path]) -> None:
 
 def _write(home: Path, captions: dict[Path, str]) -> Path:
     file = home / METADATA[0]
+    of_home = {path: text for path, text in captions.items() if path.is_relative_to(home)}
+    concepts = {path: _concept(home, path) for path in of_home}
+    several = len(set(concepts.values())) > 1
     rows = (
         {"file_name": path.relative_to(home).as_posix(), "text": text}
-        for path, text in captions.items()
-        if path.is_relative_to(home)
+        | ({"concept": concept} if several and (concept := concepts[path]) else {})
+        for path, text in of_home.items()
     )
     write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return file
@@ -150,8 +151,7 @@ def _caption(root: Path, picture: Path) -> str | None:
 def _concept(root: Path, picture: Path) -> str | None:
     """Of the nearest folder that is named like one of DreamBooth's."""
     names = [*(parent.name for parent in picture.relative_to(root).parents), root.absolute().name]
-    found = (CONCEPT.fullmatch(name) for name in names)
-    return next((" ".join(match["concept"].replace("_", " ").split()) for match in found if match), None)
+    return next(filter(None, map(concept_of, names)), None)
 
 
 def _from_name(stem: str) -> str | None:

@@ -11,6 +11,7 @@ import yaml
 
 import bench
 from bench.compare import base_side, candidate_side, compare_sides
+from bench.config import TrainingConfig
 from bench.errors import BenchError
 from bench.exported import DIFFUSERS_FILE, PLACEHOLDER, Exported, shared_name
 from bench.files import write_text
@@ -40,14 +41,36 @@ class Shown(NamedTuple):
 def write_card(exported: Exported, folder: Path) -> None:
     """README.md, and images/ beside it."""
     shown = _copied_images(exported, folder)
+    base = exported.run.metadata.base
     parts = [
-        f"---\n{_front_matter(exported, shown)}{COMMENT}---\n",
+        _front_matter(base, exported.run.space.trigger, shown),
         f"# {exported.run.metadata.name}\n",
         _about(exported),
         _images(shown),
-        _use(exported, folder),
+        _use(base, exported.kohya_file, folder),
         _scores(exported),
-        _training(exported),
+        _training(exported.training_config, " (their fingerprints are in the metadata of\nthe files)"),
+    ]
+    write_text(folder / "README.md", "\n".join(parts))
+
+
+def write_training_card(
+    config: TrainingConfig, name: str, num_images: int, drawn: list[Path], folder: Path
+) -> None:
+    """README.md of one training, beside its file; `config` as others may see it, `drawn` of its prompts."""
+    shown = []
+    for text, image in zip(config.sample_prompts, drawn, strict=False):
+        (folder / "images").mkdir(exist_ok=True)
+        shutil.copyfile(image, folder / "images" / image.name)
+        shown.append(Shown(text, "", f"images/{image.name}"))
+    parts = [
+        _front_matter(config.model_name, config.trigger, shown),
+        f"# {name}\n",
+        f"A LoRA of rank {config.rank} for `{config.model_name}`, trained on {num_images} images of "
+        f"`{config.dataset_name}` by bench {bench.__version__}. It has not been scored.\n",
+        _call(config.trigger),
+        _use(config.model_name, "", folder),
+        _training(config),
     ]
     write_text(folder / "README.md", "\n".join(parts))
 
@@ -69,19 +92,19 @@ def _copied_images(exported: Exported, folder: Path) -> list[Shown]:
     return shown
 
 
-def _front_matter(exported: Exported, shown: list[Shown]) -> str:
-    run = exported.run
+def _front_matter(base: str, trigger: str | None, shown: list[Shown]) -> str:
     data: dict[str, object] = {
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
         "tags": list(TAGS),
     }
-    if _is_on_hub(run.metadata.base):
-        data["base_model"] = run.metadata.base
-    if run.space.trigger:
-        data["instance_prompt"] = run.space.trigger
-    data["widget"] = [{"text": each.text, "output": {"url": each.adapter}} for each in shown]
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    if _is_on_hub(base):
+        data["base_model"] = base
+    if trigger:
+        data["instance_prompt"] = trigger
+    if shown:
+        data["widget"] = [{"text": each.text, "output": {"url": each.adapter}} for each in shown]
+    return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}{COMMENT}---\n"
 
 
 def _is_on_hub(base: str) -> bool:
@@ -96,10 +119,13 @@ def _about(exported: Exported) -> str:
         f"{run.metadata.num_images['train']} images of `{shared_name(run.metadata.data)}`. "
         f"Found, trained and scored by bench {bench.__version__}: {exported.name} of a search.",
         "",
+        _call(run.space.trigger),
     ]
-    if run.space.trigger:
-        lines += [f"Put `{run.space.trigger}` into the prompt.", ""]
     return "\n".join(lines)
+
+
+def _call(trigger: str | None) -> str:
+    return f"Put `{trigger}` into the prompt.\n" if trigger else ""
 
 
 def _images(shown: list[Shown]) -> str:
@@ -111,19 +137,19 @@ def _images(shown: list[Shown]) -> str:
     return "\n".join([*lines, note])
 
 
-def _use(exported: Exported, folder: Path) -> str:
+def _use(base: str, kohya_file: str, folder: Path) -> str:
     layouts = {
         DIFFUSERS_FILE: "in diffusers' layout",
-        exported.kohya_file: "in kohya's layout, for ComfyUI, Forge, InvokeAI and others",
+        kohya_file: "in kohya's layout, for ComfyUI, Forge, InvokeAI and others",
     }
-    files = {name: layout for name, layout in layouts.items() if (folder / name).exists()}
+    files = {name: layout for name, layout in layouts.items() if (folder / name).is_file()}
     listed = "\n".join(f"- `{name}`: {layout}" for name, layout in files.items())
     return f"""## Use
 
 ```python
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoPipelineForText2Image
 
-pipe = StableDiffusionXLPipeline.from_pretrained({shared_name(exported.run.metadata.base)!r})
+pipe = AutoPipelineForText2Image.from_pretrained({shared_name(base)!r})
 pipe.load_lora_weights("{PLACEHOLDER}", weight_name={next(iter(files))!r})
 ```
 
@@ -183,14 +209,13 @@ def _verdict(exported: Exported) -> str:
     return f"Against the base: {comparison.verdict}, {comparison.reason}."
 
 
-def _training(exported: Exported) -> str:
+def _training(config: TrainingConfig, where: str = "") -> str:
     return f"""## Training
 
-`training_config.yaml` trains it again, with the same base and data (their fingerprints are in the metadata of
-the files):
+`training_config.yaml` trains it again, with the same base and data{where}:
 
 ```yaml
-{exported.training_config.guide_yaml()}```
+{config.guide_yaml()}```
 """
 
 

@@ -100,6 +100,15 @@ def floor(
 @app.command("train")
 def train_one(
     config: Annotated[Path, typer.Option(help="A training_config.yaml, of the guide or of a search.")],
+    hub_model_id: Annotated[
+        str | None,
+        typer.Option(
+            "--hub-model-id",
+            "--hub_model_id",
+            metavar="OWNER/NAME",
+            help="Upload the adapter to the Hub at the end, privately.",
+        ),
+    ] = None,
 ) -> None:
     """Train one LoRA as a training_config.yaml says, with checkpoints, into its output_dir.
 
@@ -111,7 +120,10 @@ def train_one(
 
     console = _console()
     try:
-        file = run_training(yaml.read(config, TrainingConfig), console)
+        asked = yaml.read(config, TrainingConfig)
+        if hub_model_id is not None:
+            asked = asked.model_copy(update={"hub_model_id": hub_model_id})
+        file = run_training(asked, console)
     except KeyboardInterrupt:
         console.print("Stopped. Run the same command to go on from the last checkpoint.")
         raise typer.Exit(INTERRUPTED) from None
@@ -265,19 +277,21 @@ def try_run(
 
 @app.command()
 def push(
-    run: Annotated[str, typer.Argument(help="A run's name or folder, exported before.")],
+    run: Annotated[
+        str, typer.Argument(help="A run's name or folder, exported before, or a training's output_dir.")
+    ],
     target: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The model on the Hub.")],
     public: Annotated[bool, typer.Option("--public", help="Let everyone see it.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask first.")] = False,
 ) -> None:
-    """Upload runs/NAME/export/ to the Hub as a model, private unless --public is given.
+    """Upload runs/NAME/export/, or a training's, to the Hub as a model, private unless --public is given.
 
     The token is the one of `hf auth login`, or HF_TOKEN.
     """
     from bench.publish import prepared
 
     console = _console()
-    upload = prepared(_open(run), target, private=not public)
+    upload = prepared(_exported(run), target, private=not public)
     console.print(f"{upload}:", markup=False, highlight=False, soft_wrap=True)
     for file in upload.files:
         console.print(f"  {file.relative_to(upload.folder)}", markup=False, highlight=False, soft_wrap=True)
@@ -486,6 +500,23 @@ def _open(name: str) -> "Run":
             return Run.open(folder)
     known = sorted(path.parent.name for path in RUNS.glob("*/run.json"))
     raise MissingError(f"{name}: no such run; in {RUNS}/ are: {', '.join(known) or 'none'}")
+
+
+def _exported(name: str) -> Path:
+    """The folder to share of a run, or of what `bench train` wrote."""
+    from bench.exported import export_folder
+
+    try:
+        run = _open(name)
+    except MissingError:
+        if (export_folder(Path(name)) / "README.md").exists():
+            return export_folder(Path(name))
+        raise
+    if not (export_folder(run.path) / "README.md").exists():
+        raise MissingError(
+            f"{export_folder(run.path)}: nothing to upload; `bench export {run.metadata.name}` writes it"
+        )
+    return export_folder(run.path)
 
 
 def _console(stderr: bool = False) -> "Console":

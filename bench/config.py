@@ -1,10 +1,13 @@
 """TrialConfig: everything that decides one LoRA's weights."""
 
+import math
+from dataclasses import replace
 from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 
+from bench.variants import Variants, all_variants
 from bench.yaml import Number, Spec
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -25,6 +28,9 @@ PRESETS: dict[str, tuple[str, ...]] = {
 }
 assert set(PRESETS) == set(get_args(Preset))
 MAX_RANK, MAX_BATCH = 1024, 1024
+MAX_CROPS, MAX_TAGS = 64, 1000
+FOUND = {"learning_rate": 1, "lora_plus": 1}
+"""What Prodigy leaves no choice of."""
 GUIDE_NAMES = {
     "rank": "lora_rank",
     "alpha": "lora_alpha",
@@ -58,12 +64,40 @@ class TrialConfig(Spec):
     target_modules: Preset | tuple[str, ...] = Field("attention", validation_alias=_names("target_modules"))
     """A preset, or endings of module names as PEFT takes them."""
     batch_size: int = Field(4, ge=1, le=MAX_BATCH, validation_alias=_names("batch_size"))
+    optimizer: Literal["adamw", "prodigy"] = "adamw"
+    """Prodigy finds the rate itself: `learning_rate` is 1. Mishchenko & Defazio 2023 (arXiv 2306.06101)."""
     weight_decay: Number = Field(0.01, ge=0)
     max_grad_norm: Number = Field(1.0, gt=0)
     warmup_steps: int = Field(0, ge=0)
-    """Linear warm-up, then a constant rate: only so are the epochs of one training nested."""
+    """Over which the rate rises linearly."""
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up. Falling ones end at 0 with the last epoch: such a training is scored there alone."""
+    lora_plus: Number = Field(1.0, ge=1, le=1000)
+    """Learning rate of B over that of A, LoRA+: Hayou et al. 2024 (arXiv 2402.12354)."""
+    rank_down: int | None = Field(None, ge=1, le=MAX_RANK)
+    rank_mid: int | None = Field(None, ge=1, le=MAX_RANK)
+    rank_up: int | None = Field(None, ge=1, le=MAX_RANK)
+    """Another rank than `rank` in the down blocks, the middle or the up blocks, at the same scale."""
+    ema: Number = Field(0.0, ge=0, lt=1)
+    """Decay of the average of all weights so far, which is what is scored and kept; 0: the last weights."""
+    rslora: bool = False
+    """Scale adapters by alpha / √rank instead of alpha / rank: Kalajdzievski 2023 (arXiv 2312.03732)."""
+    min_snr_gamma: Number = Field(0.0, ge=0)
+    """Most that the signal-to-noise ratio of a timestep counts; 0: the loss is not weighted.
+    Hang et al. 2023 (arXiv 2303.09556)."""
+    noise_offset: Number = Field(0.0, ge=0, le=1)
+    """Standard deviation of a noise that is the same all over a channel, added to the other."""
     caption_dropout: Number = Field(0.0, ge=0, lt=1)
     """Probability of training a sample with the empty prompt."""
+    flip: bool = False
+    """Each sample is mirrored with probability 1/2."""
+    crops: int = Field(1, ge=1, le=MAX_CROPS)
+    """Of a picture, of which each sample shows one: the centre's, and others that lie anywhere. All are the
+    same where it has the shape that is trained on."""
+    shuffle_caption: bool = False
+    """Each sample has the tags of its caption, which commas separate, in one of several orders."""
+    keep_tags: int = Field(0, ge=0, le=MAX_TAGS)
+    """Tags that stay in front while the others are shuffled."""
     seed: int = Field(0, ge=0, lt=2**31)
 
     @field_validator("target_modules")
@@ -73,9 +107,36 @@ class TrialConfig(Spec):
             raise ValueError("needs at least one module name")
         return value
 
+    @model_validator(mode="after")
+    def _found_rate(self) -> "TrialConfig":
+        for name, value in FOUND.items() if self.optimizer == "prodigy" else ():
+            if getattr(self, name) != value:
+                given = getattr(self, name)
+                raise ValueError(f"{name} must be {value} with optimizer prodigy, got {given:g}")
+        return self
+
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def rank_of(self, module: str) -> int:
+        """Of a module by its name in the UNet."""
+        of_block = {"down": self.rank_down, "mid": self.rank_mid, "up": self.rank_up}
+        return of_block.get(module.partition("_")[0]) or self.rank
+
+    @property
+    def highest_rank(self) -> int:
+        return max(self.rank, self.rank_down or 0, self.rank_mid or 0, self.rank_up or 0)
+
+    @property
+    def nested(self) -> bool:
+        """Whether a training of fewer epochs is the beginning of this one, to the bit."""
+        return self.lr_scheduler == "constant"
+
+    @property
+    def variants(self) -> Variants:
+        """Of pictures and captions that this training draws among."""
+        return all_variants([self.flip], [self.crops], [self.shuffle_caption], [self.keep_tags])
 
     @property
     def module_endings(self) -> tuple[str, ...]:
@@ -120,6 +181,8 @@ class TrainingConfig(TrialConfig):
     """Pixels of a side; the model's own if left out."""
     buckets: bool = False
     """Train on crops of several aspect ratios, each picture on the nearest; on squares if not."""
+    balance: bool = True
+    """Train on each concept of the data equally often; on each picture if not."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Arithmetic of the frozen model; adapters are always float32."""
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, BeforeValidator(_word)] = None
@@ -131,7 +194,13 @@ class TrainingConfig(TrialConfig):
     """Updates between checkpoints."""
     save_total_limit: int | None = Field(None, ge=1)
     """Checkpoints that are kept, the last ones; all if left out."""
+    sample_prompts: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """Drawn while it trains, as they are written, each with the same noise every time."""
+    sample_steps: int | None = Field(None, ge=1)
+    """Updates between these images; `save_steps` if left out."""
     report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_listed)] = ()
+    hub_model_id: str | None = None
+    """owner/name of the model on the Hub that the adapter is uploaded to at the end, privately."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingConfig":
@@ -155,6 +224,10 @@ class TrainingConfig(TrialConfig):
     def arithmetic(self) -> str:
         """`dtype`, by whichever name it is given."""
         return self.dtype or DTYPES[self.mixed_precision or "no"]
+
+    @property
+    def variants(self) -> Variants:
+        return replace(super().variants, trigger=self.trigger)
 
     def guide_yaml(self) -> str:
         """As YAML under the training guide's names, target modules listed in full."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -14,10 +14,12 @@ from bench.errors import MissingError, UsageError
 from bench.folder import read_folder
 from bench.pictures import ANY_COLUMNS, Columns, Entry, Fault, Flaw, digest
 from bench.tables import SPLITS, Tables, read_hub, read_tables, table_files
+from bench.variants import mentions
 
 BUILTIN = ("emoji/streamline", "emoji/pixel16", "emoji/fluent-3d")
 MIN_IMAGES = 6
 MIN_HELD_OUT = 2
+MIN_OF_STRATUM = 3
 MAX_CAPTION = 2_000
 MAX_LISTED = 50
 HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -35,6 +37,8 @@ class Example:
     size: tuple[int, int]
     """Width and height in pixels."""
     load: Callable[[], Image.Image] = field(repr=False, compare=False)
+    concept: str = ""
+    """What it shows, in data of several concepts."""
 
     def image(self) -> Image.Image:
         """The image upright, in RGB; raises UsageError if it is no longer what was checked."""
@@ -77,10 +81,14 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over captions and pixels, split by split and in order; file names do not count."""
-        splits = (self.train, self.dev, self.test)
-        content = [[(example.caption, example.digest) for example in split] for split in splits]
+        """sha256 over captions, pixels and concepts, split by split and in order; file names do not count."""
+        content = [content_of(split) for split in (self.train, self.dev, self.test)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def content_of(examples: Iterable[Example]) -> list[tuple[str, ...]]:
+    """All of images that decides what is learned."""
+    return [(each.caption, each.digest, *([each.concept] if each.concept else [])) for each in examples]
 
 
 def load_dataset(source: str, trigger: str | None = None) -> Dataset:
@@ -191,7 +199,14 @@ def _examples(
             pixels = digest(image)
             if (first := seen.setdefault(pixels, entry.name)) != entry.name:
                 raise Flaw(f"the same pixels as {first}")
-            yield Example(name=entry.name, caption=caption, digest=pixels, size=image.size, load=entry.load)
+            yield Example(
+                name=entry.name,
+                caption=caption,
+                digest=pixels,
+                size=image.size,
+                load=entry.load,
+                concept=entry.concept,
+            )
         except Flaw as flaw:
             faults.append(Fault(name=entry.name, problem=str(flaw), load=entry.load))
 
@@ -230,15 +245,20 @@ def _count(number: int, noun: str) -> str:
 
 
 def _split(source: str, examples: list[Example]) -> dict[str, list[Example]]:
-    """Held-out images are chosen by their pixels, so no file name and no order decides."""
+    """Held-out images, of every concept, are chosen by their pixels, so no file name and no order decides."""
     if len(examples) < MIN_IMAGES:
         raise UsageError(
             f"{source}: {_count(len(examples), 'image')}; at least {MIN_IMAGES} are needed, "
             "because some are held out to measure what was learned"
         )
-    size = max(MIN_HELD_OUT, round(0.15 * len(examples)))
-    by_pixels = sorted(examples, key=lambda example: example.digest)
-    test, dev = by_pixels[:size], by_pixels[size : 2 * size]
+    test: list[Example] = []
+    dev: list[Example] = []
+    strata = _strata(examples)
+    for stratum in strata:
+        size = max(MIN_HELD_OUT if len(strata) == 1 else 1, round(0.15 * len(stratum)))
+        by_pixels = sorted(stratum, key=lambda example: example.digest)
+        test += by_pixels[:size]
+        dev += by_pixels[size : 2 * size]
     held_out = {example.digest for example in test + dev}
     return {
         "train": [example for example in examples if example.digest not in held_out],
@@ -247,14 +267,43 @@ def _split(source: str, examples: list[Example]) -> dict[str, list[Example]]:
     }
 
 
+def _strata(examples: list[Example]) -> list[list[Example]]:
+    """Each concept of enough pictures, and the others together; all as one if that leaves fewer than two."""
+    concepts = list(by_concept(examples).values())
+    rest = [each for few in concepts if len(few) < MIN_OF_STRATUM for each in few]
+    strata = [each for each in (*concepts, rest) if len(each) >= MIN_OF_STRATUM]
+    return strata if len(strata) > 1 else [examples]
+
+
+def by_concept(examples: Iterable[Example]) -> dict[str, list[Example]]:
+    """In the order in which concepts first come."""
+    concepts: dict[str, list[Example]] = {}
+    for example in examples:
+        concepts.setdefault(example.concept, []).append(example)
+    return concepts
+
+
+def balanced(examples: Sequence[Example]) -> list[int]:
+    """How often an epoch shows each image, so that it shows each concept as often as the largest one."""
+    concepts = by_concept(examples)
+    most = max(map(len, concepts.values()))
+    shares = {concept: divmod(most, len(members)) for concept, members in concepts.items()}
+    seen = dict.fromkeys(concepts, 0)
+    repeats = []
+    for example in examples:
+        times, rest = shares[example.concept]
+        repeats.append(times + (seen[example.concept] < rest))
+        seen[example.concept] += 1
+    return repeats
+
+
 def _triggered(examples: list[Example], trigger: str | None) -> tuple[Example, ...]:
     trigger = (trigger or "").strip()
     if not trigger:
         return tuple(examples)
-    contains = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)", re.IGNORECASE)
     return tuple(
         example
-        if contains.search(example.caption)
+        if mentions(example.caption, trigger)
         else replace(example, caption=f"{trigger}, {example.caption}")
         for example in examples
     )

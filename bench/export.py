@@ -22,10 +22,17 @@ import torch
 
 import bench
 from bench.base import adaptable_names
-from bench.card import write_card
-from bench.config import TrialConfig
+from bench.card import write_card, write_training_card
+from bench.config import TrainingConfig, TrialConfig
 from bench.errors import UsageError
-from bench.exported import DIFFUSERS_FILE, Exported, export_folder, shared_name
+from bench.exported import (
+    DIFFUSERS_FILE,
+    Exported,
+    export_folder,
+    previews_folder,
+    shared_config,
+    shared_name,
+)
 from bench.files import replacing, write_text
 from bench.naming import Part, kohya_names, parse_key
 from bench.run import Run
@@ -44,9 +51,8 @@ def export(exported: Exported, layouts: Collection[Layout]) -> Path:
 
     Raises UsageError for an adapter that cannot be read, MissingError if the base is not on this machine.
     """
-    folder = export_folder(exported.run)
-    making = folder.with_name(".export.tmp")
-    shutil.rmtree(making, ignore_errors=True)
+    folder = export_folder(exported.run.path)
+    making = _making(folder)
     tensors, described = _read(exported.adapter)
     config = exported.training_config.guide_yaml()
     if "diffusers" in layouts:
@@ -60,6 +66,30 @@ def export(exported: Exported, layouts: Collection[Layout]) -> Path:
         )
     write_text(making / "training_config.yaml", config)
     write_card(exported, making)
+    return _made(making, folder)
+
+
+def export_training(config: TrainingConfig, output: Path, name: str, num_images: int, num_steps: int) -> Path:
+    """Write the folder of one training, which nothing has scored, into its output; returns it."""
+    folder = export_folder(output)
+    making = _making(folder)
+    shared = shared_config(config)
+    making.mkdir()
+    shutil.copyfile(output / DIFFUSERS_FILE, making / DIFFUSERS_FILE)
+    write_text(making / "training_config.yaml", shared.guide_yaml())
+    drawn = sorted(previews_folder(output, num_steps).glob("*.webp"))
+    write_training_card(shared, name, num_images, drawn, making)
+    return _made(making, folder)
+
+
+def _making(folder: Path) -> Path:
+    """Where it is written, until it is whole."""
+    making = folder.with_name(".export.tmp")
+    shutil.rmtree(making, ignore_errors=True)
+    return making
+
+
+def _made(making: Path, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     making.rename(folder)
     return folder
@@ -128,7 +158,8 @@ def to_kohya(tensors: Tensors, config: TrialConfig, unet: torch.nn.Module) -> Te
 def kohya_metadata(exported: Exported, tensors: Tensors) -> dict[str, str]:
     """What user interfaces show of a file; keys as sd-scripts writes them, and of its model specification."""
     config, run = exported.config, exported.run
-    schedule = "constant_with_warmup" if config.warmup_steps else "constant"
+    warmed = config.lr_scheduler == "constant" and config.warmup_steps
+    schedule = "constant_with_warmup" if warmed else config.lr_scheduler
     side = run.space.resolution
     said: dict[str, object] = {
         "ss_output_name": run.metadata.name,

@@ -58,15 +58,21 @@ class Exported:
     @property
     def training_config(self) -> TrainingConfig:
         """With names in place of paths on this machine."""
-        config = self.run.training_config(self.config)
-        names = {"model_name": config.model_name, "dataset_name": config.dataset_name}
-        return config.model_copy(update={key: shared_name(name) for key, name in names.items()})
+        return shared_config(self.run.training_config(self.config))
 
 
 def shared_name(source: str) -> str:
     """A base or data set, of a path on this machine its last part only."""
     is_path = source.startswith((".", "~")) or Path(source).is_absolute()
     return Path(source).name if is_path else source
+
+
+def shared_config(config: TrainingConfig) -> TrainingConfig:
+    """As others may see it: nothing names a folder of this machine, or where it was uploaded to."""
+    keys = ("model_name", "vae_name", "dataset_name", "output_dir")
+    paths = {key: path for key in keys if (path := getattr(config, key))}
+    update = {key: shared_name(path) for key, path in paths.items()}
+    return config.model_copy(update={**update, "hub_model_id": None})
 
 
 def winner_of(run: Run) -> Exported:
@@ -118,5 +124,11 @@ def _trial(run: Run, number: int) -> TrialRecord:
     return scored[label]
 
 
-def export_folder(run: Run) -> Path:
-    return run.path / "export"
+def previews_folder(output: Path, step: int) -> Path:
+    """Of what one training drew after so many updates."""
+    return output / "samples" / f"step-{step:06d}"
+
+
+def export_folder(path: Path) -> Path:
+    """Of a run's folder, or of one training's output."""
+    return path / "export"

@@ -1,19 +1,26 @@
-"""A folder of pictures -> its entries: captions from metadata.jsonl, metadata.csv or .txt files."""
+"""A folder of pictures -> its entries: captions from metadata.jsonl, metadata.csv or .txt files.
+
+Concepts are named by a key `concept` there, or by subfolders.
+"""
 
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PureWindowsPath
 
 from bench.errors import UsageError
 from bench.pictures import ANY_COLUMNS, MAX_BYTES, Columns, Entry, Fault, Flaw, read_file
+from bench.tables import SPLITS
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 IMAGE_COLUMNS, CAPTION_COLUMN = ("image", "file_name"), "text"
 """What a folder's columns are called where nothing in it names them."""
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+CONCEPT = re.compile(r"\d+_(?P<concept>.*\S.*)")
+"""A folder of DreamBooth's trainers: `10_ohwx dog`, the repeats and the concept."""
 UNSUPPORTED = {".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".svg", ".psd"}
 
 
@@ -33,8 +40,27 @@ def read_folder(root: Path, folder: Path, columns: Columns = ANY_COLUMNS) -> lis
             f"{root}: caption_column {columns.caption!r}: no metadata.jsonl in it; captions of .txt files "
             f"are `{CAPTION_COLUMN}`"
         )
-    pictures = next(filter(None, map(pictures_in, homes)), [])
-    return [_paired_entry(root, path) for path in pictures]
+    if pictures := next(filter(None, map(pictures_in, homes)), []):
+        return [_paired_entry(root, path) for path in pictures]
+    folders = next(filter(None, map(concept_folders, homes)), [])
+    return [
+        _paired_entry(root, path, concept_of(folder.name) or folder.name, concept_of(folder.name))
+        for folder in folders
+        for path in pictures_in(folder)
+    ]
+
+
+def concept_folders(folder: Path) -> list[Path]:
+    """Folders in it that have pictures, sorted; those that mean something else are left out."""
+    folders = sorted(folder.iterdir()) if folder.is_dir() else ()
+    taken = {*SPLITS, "images"}
+    return [path for path in folders if path.name not in taken and path.name[0] != "." and pictures_in(path)]
+
+
+def concept_of(name: str) -> str | None:
+    """`10_ohwx_dog` -> ohwx dog; None for a folder that is not named as DreamBooth's trainers name them."""
+    match = CONCEPT.fullmatch(name)
+    return " ".join(match["concept"].replace("_", " ").split()) if match else None
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -50,16 +76,19 @@ def pictures_in(folder: Path) -> list[Path]:
 # Pairs: cat.png + cat.txt
 
 
-def _paired_entry(root: Path, path: Path) -> Entry | Fault:
+def _paired_entry(root: Path, path: Path, concept: str = "", caption: str | None = None) -> Entry | Fault:
+    """`caption` is for a picture without one of its own."""
     name = path.relative_to(root).as_posix()
     load = None
     try:
         check_file(root, path)
         load = partial(read_file, path)
         text = path.with_suffix(".txt")
-        if not text.exists():
+        if text.exists():
+            caption = read_text(root, text)
+        if caption is None:
             raise Flaw(f"no caption: there is no {text.name}")
-        return Entry(name=name, caption=read_text(root, text), load=load)
+        return Entry(name=name, caption=caption, load=load, concept=concept)
     except Flaw as flaw:
         return Fault(name=name, problem=str(flaw), load=load)
 
@@ -134,7 +163,15 @@ def _listed_entry(root: Path, home: Path, row: Row, line: int, listed: dict[Path
         name=path.relative_to(root).as_posix(),
         caption=caption if isinstance(caption, str) else "",
         load=partial(read_file, path),
+        concept=_concept(row),
     )
+
+
+def _concept(row: Row) -> str:
+    concept = row.get("concept")
+    if not isinstance(concept, str | None):
+        raise Flaw(f"concept must be text, got {concept!r}")
+    return " ".join((concept or "").split())
 
 
 def _leads_out(name: str) -> bool:

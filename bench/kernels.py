@@ -359,12 +359,14 @@ def _adamw(
     block: tl.constexpr,
 ):  # fmt: skip
     row, place = tl.program_id(1).to(tl.int64), tl.program_id(0) * block + tl.arange(0, block)
-    inside, offsets = place < width, row * width + place
-    limit, rate = tl.load(numbers + row * 4), tl.load(numbers + row * 4 + 1)
-    kept, correction = tl.load(numbers + row * 4 + 2), tl.load(numbers + row * 4 + 3)
+    numbers += row * 6
+    limit, correction, is_A = tl.load(numbers), tl.load(numbers + 1), place < num_A
+    inside, offsets = place < tl.where(limit > 0, width, 0), row * width + place
+    rate = tl.where(is_A, tl.load(numbers + 2), tl.load(numbers + 4))
+    kept = tl.where(is_A, tl.load(numbers + 3), tl.load(numbers + 5))
     clip = tl.minimum(limit / (tl.load(norms + row) + 1e-6), 1.0)
     g = tl.load(gradient + offsets, inside, 0).to(tl.float32) * clip
-    g *= tl.where(place < num_A, 1.0, tl.load(factors + row))
+    g *= tl.where(is_A, 1.0, tl.load(factors + row))
     m = tl.load(mean + offsets, inside, 0)
     m += (g - m) * (1 - beta1)
     v = tl.load(square + offsets, inside, 0) * beta2 + g * g * (1 - beta2)
@@ -386,7 +388,7 @@ def adamw(
     betas: tuple[float, float],
     epsilon: float,
 ) -> None:
-    """One update of rows (K, P), in place; `numbers` (K, 4) as in `trainers.optimizer`.
+    """One update of rows (K, P), in place; `numbers` (K, 6) as in `trainers.optimizer`.
 
     The gradient (K, P), of any kind of float, is that of the first `num_A` weights of a row and of `factors`
     (K, 1) times the others; `norms` (K) are of the whole, with its factors.

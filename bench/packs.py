@@ -5,7 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from bench.run import Evaluation
 from bench.scoring.exam import Exam
 
 T = TypeVar("T")
+Losses = NDArray[np.float64] | None
 
 IMAGE_STEP = 0.3
 """Cost of one UNet forward while drawing, in trained samples; only the progress bar depends on it."""
@@ -249,9 +250,18 @@ class Packs:
         if not rung.alive:
             return
         self.progress.status(f"scoring {len(rung.alive)} trials")
-        with threads_of(self.base.device) as threads, closing(self._draw(exam, len(rung.alive))) as drawn:
+        with (
+            ThreadPoolExecutor(1) as writer,
+            threads_of(self.base.device) as threads,
+            closing(self._draw(exam, len(rung.alive))) as drawn,
+        ):
+
+            def score(index: int, images: NDArray[np.uint8], losses: Losses) -> Future[Evaluation]:
+                evaluation = exam.score(images, losses)
+                return writer.submit(self._write, rung, index, queue.taken[index].folder, evaluation, images)
+
             scored = [
-                threads.submit(self._score_one, rung, index, queue.taken[index].folder, exam, *of_slot)
+                threads.submit(score, index, *of_slot)
                 for index, of_slot in zip(rung.alive, drawn, strict=True)
             ]
             for index, evaluation in zip(rung.alive, scored, strict=True):
@@ -259,26 +269,19 @@ class Packs:
         for index in rung.alive:
             self._end_at(rung, index, queue.taken[index])
 
-    def _score_one(
-        self,
-        rung: Rung,
-        index: int,
-        folder: Path,
-        exam: Exam,
-        images: NDArray[np.uint8],
-        losses: NDArray[np.float64] | None,
+    def _write(
+        self, rung: Rung, index: int, folder: Path, evaluation: Evaluation, images: NDArray[np.uint8]
     ) -> Evaluation:
-        """Beside the drawing of other slots."""
+        """Beside the drawing and the scoring of other slots."""
         epoch = rung.epoch(index)
-        evaluation = exam.score(images, losses)
         with replacing(runs.adapter_file(folder, epoch)) as temporary:
             rung.save_adapter(index, temporary)
         runs.write_evaluation(runs.epoch_folder(folder, epoch), evaluation, images)
         return evaluation
 
-    def _say_scored(self, rung: Rung, index: int, job: Job, evaluation: Future[Evaluation]) -> None:
+    def _say_scored(self, rung: Rung, index: int, job: Job, evaluation: Future[Future[Evaluation]]) -> None:
         try:
-            self.on_score(job, rung.epoch(index), evaluation.result())
+            self.on_score(job, rung.epoch(index), evaluation.result().result())
         except TrialError as error:
             self._end(job, "failed", str(error))
             rung.stop(index)
@@ -336,7 +339,7 @@ class Packs:
     def _scored(self, adapters: Sequence[tuple[Path, Path]], exam: Exam) -> list[str | None]:
         """Write the Evaluation of each adapter; why there is none where its images must not be scored."""
 
-        def score(folder: Path, images: NDArray[np.uint8], losses: NDArray[np.float64] | None) -> str | None:
+        def score(folder: Path, images: NDArray[np.uint8], losses: Losses) -> str | None:
             try:
                 runs.write_evaluation(folder, exam.score(images, losses), images)
             except TrialError as error:
@@ -361,11 +364,9 @@ class Packs:
 
     def typical(self, exam: Exam, rungs: Sequence[int]) -> float:
         """Of one training that is not known yet, scored on `exam` at each rung that it passes."""
-        return sum(rungs) / len(rungs) * len(self.data) + self.drawing(exam) * (len(rungs) + 1) / 2
+        return sum(rungs) / len(rungs) * self.data.num_shown + self.drawing(exam) * (len(rungs) + 1) / 2
 
-    def _draw(
-        self, exam: Exam, num_slots: int
-    ) -> Generator[tuple[NDArray[np.uint8], NDArray[np.float64] | None], None, None]:
+    def _draw(self, exam: Exam, num_slots: int) -> Generator[tuple[NDArray[np.uint8], Losses], None, None]:
         """Images and denoising losses through each attached adapter, as they come."""
         units, drawn = self.drawing(exam) * num_slots, 0.0
 

@@ -37,6 +37,8 @@ class Entry:
     name: str
     caption: str
     load: Callable[[], Image.Image]
+    concept: str = ""
+    """What it shows, in data of several concepts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

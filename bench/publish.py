@@ -1,19 +1,18 @@
-"""Publish: the exported folder of a run -> a model on the Hub; its name and who sees it are checked first."""
+"""Publish: an exported folder -> a model on the Hub; its name and who sees it are checked first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import bench
-from bench.errors import MissingError, UsageError
-from bench.exported import PLACEHOLDER, export_folder
+from bench.errors import UsageError
+from bench.exported import PLACEHOLDER
 from bench.hub import check_name, explained, find_token
-from bench.run import Run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
-    """A folder, ready to be sent."""
+    """A folder that is, or will be, ready to be sent."""
 
     folder: Path
     target: str
@@ -32,15 +31,21 @@ class Upload:
         repository = f"a new {seen} model" if self.is_new else f"a {seen} model that exists"
         return f"{len(self.files)} files, {size:.1f} MB, to {self.target}, {repository}"
 
+    def created(self) -> "Upload":
+        """Make the repository, if it is new. Raises UsageError if the token may not, BenchError."""
+        if self.is_new:
+            with explained(self.target, self.token):
+                _api(self.token).create_repo(self.target, private=self.private)
+        return replace(self, is_new=False)
+
     def send(self) -> str:
         """Upload; returns the address. Raises UsageError if the token is refused, BenchError."""
         from huggingface_hub import CommitOperationAdd
 
+        self.created()
         message = f"Upload with bench {bench.__version__}"
         with explained(self.target, self.token):
             api = _api(self.token)
-            if self.is_new:
-                api.create_repo(self.target, private=self.private)
             added = [CommitOperationAdd(self._name(path), self._content(path)) for path in self.files]
             api.create_commit(self.target, added, commit_message=message)
             return f"{api.endpoint}/{self.target}"
@@ -55,21 +60,18 @@ class Upload:
         return path.read_text(encoding="utf-8").replace(PLACEHOLDER, self.target).encode()
 
 
-def prepared(run: Run, target: str, *, private: bool) -> Upload:
-    """What would be sent.
+def prepared(folder: Path, target: str, *, private: bool) -> Upload:
+    """What would be sent; the folder may be written later.
 
     Raises UsageError for a name that is none, or if the repository exists and more people see it than asked
-    for; MissingError where there is no export or no token; BenchError if the Hub cannot be reached.
+    for; MissingError where there is no token; BenchError if the Hub cannot be reached.
     """
     check_name(target)
-    folder = export_folder(run)
-    if not (folder / "README.md").exists():
-        raise MissingError(f"{folder}: nothing to upload; `bench export {run.metadata.name}` writes it")
     token = find_token()
     with explained(target, token):
         is_private = _visibility(target, token)
     if is_private is False and private:
-        raise UsageError(f"{target}: exists and is public; give --public to upload into it, or another name")
+        raise UsageError(f"{target}: exists and is public; give --public to `bench push`, or another name")
     is_new = is_private is None
     return Upload(
         folder=folder,

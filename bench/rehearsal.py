@@ -16,6 +16,7 @@ from bench.errors import BenchError
 from bench.packs import Rung, Trainer
 from bench.scoring.generate import generate, images_at_once
 from bench.space import Sampler
+from bench.variants import AS_THEY_ARE, Variants
 
 STEPS = {"cpu": 2, "mps": 2, "cuda": 8}
 """Between two readings of the clock, by kind of device: a GPU runs ahead of the host."""
@@ -61,9 +62,9 @@ def rehearse(
     """
     peak = Peak(base.device)
     size = STEPS[base.device.type] * config.batch_size
-    data = random_data(base, size)
+    data = random_data(base, size, config.variants)
     most = REPEATS[1] + 1  # the first warms up
-    trial = config.model_copy(update={"epochs": most, "learning_rate": RATE})
+    trial = config.model_copy(update={"epochs": most, "learning_rate": RATE, "lr_scheduler": "constant"})
     clock = _Clock(base.device, STEPS[base.device.type])
     readings: list[float] = []
     draws: tuple[float, ...] = ()
@@ -97,8 +98,8 @@ def images_of_each(base: BaseModel, num_slots: int) -> int:
     return max(1, min(images_at_once(base), IMAGES[base.device.type]) // num_slots)
 
 
-def random_data(base: BaseModel, count: int) -> TrainingData:
-    """As many latents and texts as `count`, of the base's shapes."""
+def random_data(base: BaseModel, count: int, variants: Variants = AS_THEY_ARE) -> TrainingData:
+    """Latents and texts of `count` images, of the base's shapes."""
     generator = torch.Generator().manual_seed(0)
 
     def numbers(*shape: int) -> torch.Tensor:
@@ -109,8 +110,9 @@ def random_data(base: BaseModel, count: int) -> TrainingData:
         hidden = numbers(number, tokens, width).to(base.dtype)
         return TextEmbedding(hidden, numbers(number, pooled).to(base.dtype))
 
-    mean = numbers(count, *base.latent_shape)
-    images = Bucket(mean=mean, std=torch.zeros_like(mean), text=text(count))
+    mean = numbers(count * len(variants.views), *base.latent_shape)
+    texts = text(count * variants.num_wordings)
+    images = Bucket(mean=mean, std=torch.zeros_like(mean), text=texts, variants=variants)
     return TrainingData(buckets=(images,), empty=text(1))
 
 

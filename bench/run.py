@@ -67,6 +67,8 @@ class PromptRecord:
     """File of the true picture with this caption, relative to the run folder."""
     kind: str = "held-out"
     """Of a probe: `training`, `altered`, `style` or `unrelated`."""
+    concept: str = ""
+    """Of the true picture."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -308,6 +310,7 @@ class Run:
             prediction=space.prediction,
             resolution=space.resolution,
             buckets=space.buckets,
+            balance=space.balance,
             dtype=space.dtype,
             trigger=space.trigger,
         )

@@ -19,20 +19,12 @@ from rich.console import Console
 
 import bench
 from bench import yaml
-from bench.base import (
-    BaseModel,
-    Bucket,
-    TextEmbedding,
-    TrainingData,
-    adaptable_names,
-    find_device,
-    load_base,
-    target_names,
-)
-from bench.buckets import Size, bucket_of, bucket_sizes, fit, step_of
-from bench.cache import cache_limit, cached
+from bench.base import BaseModel, adaptable_names, find_device, load_base, target_names
+from bench.buckets import fit
+from bench.cache import cache_limit
 from bench.confirm import EXAMINED, Confirmation
-from bench.dataset import Dataset, Example, load_dataset
+from bench.dataset import Dataset, load_dataset
+from bench.encoding import encode
 from bench.errors import BenchError, MismatchError, TrialError, UsageError
 from bench.fit import find_fit
 from bench.fleet import Fleet, count_devices, on_devices, shared_threads
@@ -260,13 +252,20 @@ def _check_fit(base: BaseModel, engine: Engine, files: Iterable[Path]) -> None:
 
 
 def packs_of(session: Session, engine: Engine, progress: Progress) -> Packs:
+    space = session.run.space
     return Packs(
         base=session.base,
-        data=encode(session.base, session.dataset.train, mixed=session.run.space.buckets),
+        data=encode(
+            session.base,
+            session.dataset.train,
+            mixed=space.buckets,
+            variants=space.variants,
+            balance=space.balance,
+        ),
         trainer=engine.train,
         attach=engine.attach,
         progress=progress,
-        num_slots=session.run.space.num_slots,
+        num_slots=space.num_slots,
     )
 
 
@@ -398,45 +397,6 @@ def resolve(space: SearchSpace, overrides: Mapping[str, Any]) -> SearchSpace:
     return yaml.validate({**space.model_dump(), **given}, SearchSpace, flags)
 
 
-def encode(base: BaseModel, examples: Sequence[Example], *, mixed: bool = False) -> TrainingData:
-    """Latents and conditioning of images, cropped to squares or, `mixed`, each to the nearest aspect ratio.
-
-    What was encoded before comes from the cache.
-    """
-    sizes: tuple[Size, ...] = (Size(base.resolution, base.resolution),)
-    if mixed:
-        sizes = bucket_sizes(base.resolution, step_of(base.resolution, base.vae_scale))
-    by_size: dict[Size, list[Example]] = {size: [] for size in sizes}
-    for example in examples:
-        by_size[bucket_of(example.size, sizes)].append(example)
-    encoded = [_encoded(base, of_size, size) for size, of_size in by_size.items() if of_size]
-    return TrainingData(buckets=tuple(bucket for bucket, _ in encoded), empty=encoded[0][1])
-
-
-def _encoded(base: BaseModel, examples: Sequence[Example], size: Size) -> tuple[Bucket, TextEmbedding]:
-    """With the conditioning of the empty prompt."""
-    captions = [example.caption for example in examples]
-    digests = [example.digest for example in examples]
-
-    def compute() -> dict[str, torch.Tensor]:
-        mean, std = base.encode_images(np.stack([fit(example.image(), *size) for example in examples]))
-        text, empty = base.encode_prompts(captions), base.encode_empty()
-        return {
-            "mean": mean,
-            "std": std,
-            "hidden": text.hidden,
-            "pooled": text.pooled,
-            "empty_hidden": empty.hidden,
-            "empty_pooled": empty.pooled,
-        }
-
-    inputs = ["latents 3", base.fingerprint, size, str(base.dtype), digests, captions]
-    tensors = cached(inputs, compute, base.device)
-    text = TextEmbedding(tensors["hidden"], tensors["pooled"])
-    empty = TextEmbedding(tensors["empty_hidden"], tensors["empty_pooled"])
-    return Bucket(mean=tensors["mean"], std=tensors["std"], text=text), empty
-
-
 def _required(space: SearchSpace, field: str) -> str:
     value: str | None = getattr(space, field)
     if value is None:
@@ -547,7 +507,7 @@ def _create(path: Path, metadata: Metadata, loaded: _Loaded) -> Run:
 
 def _check_same(run: Run, metadata: Metadata) -> None:
     """To go on, a search must be the one that was begun; only how long it lasts may change."""
-    mine, theirs = metadata.space, run.metadata.space
+    mine, theirs = metadata.space, run.space.model_dump(mode="json")  # with keys that came later
     # The last four are known by their fingerprints.
     free = {"trials", "budget", "slots", "devices", "name", "floor", "weights"}
     free |= {"base", "data", "scorer", "judge"}
@@ -597,7 +557,11 @@ def _prompt_records(split: Split, prompts: Sequence[Prompt], dataset: Dataset) -
         real = f"real/{folder}/{number:04d}.webp" if prompt.example else None
         if prompt.example and prompt.kind == "training":
             real = f"real/train/{rows[prompt.example.digest]:04d}.webp"
-        records.append(PromptRecord(text=prompt.text, seeds=prompt.seeds, real=real, kind=prompt.kind))
+        concept = prompt.example.concept if prompt.example else ""
+        record = PromptRecord(
+            text=prompt.text, seeds=prompt.seeds, real=real, kind=prompt.kind, concept=concept
+        )
+        records.append(record)
     return records
 
 

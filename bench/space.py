@@ -15,8 +15,9 @@ from optuna.distributions import (
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from bench import yaml
-from bench.config import PRESETS, TrialConfig
+from bench.config import FOUND, PRESETS, TrialConfig
 from bench.errors import UsageError
+from bench.variants import Variants, all_variants
 from bench.yaml import Number, Spec
 
 METRIC_NAMES = Literal[
@@ -65,6 +66,18 @@ class ModuleChoices(Spec):
     """One of the named presets, or of explicit lists of module-name endings."""
 
     choices: Annotated[tuple[Modules, ...], Field(min_length=1)]
+
+
+class WordChoices(Spec):
+    """One of the listed words."""
+
+    choices: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Flags(Spec):
+    """On, off, or both: [true, false]."""
+
+    choices: Annotated[tuple[bool, ...], Field(min_length=1)]
 
 
 class IntChoices(Spec):
@@ -117,6 +130,24 @@ class Parameters(Spec):
     dropout: Numbers | None = None
     epochs: IntChoices | None = None
     target_modules: ModuleChoices | None = None
+    optimizer: WordChoices | None = None
+    weight_decay: Numbers | None = None
+    max_grad_norm: Numbers | None = None
+    warmup_steps: Integers | None = None
+    lr_scheduler: WordChoices | None = None
+    lora_plus: Numbers | None = None
+    rank_down: Integers | None = None
+    rank_mid: Integers | None = None
+    rank_up: Integers | None = None
+    ema: Numbers | None = None
+    rslora: Flags | None = None
+    min_snr_gamma: Numbers | None = None
+    noise_offset: Numbers | None = None
+    caption_dropout: Numbers | None = None
+    flip: Flags | None = None
+    crops: IntChoices | None = None
+    shuffle_caption: Flags | None = None
+    keep_tags: IntChoices | None = None
 
 
 class Sampler(Spec):
@@ -246,6 +277,8 @@ class SearchSpace(Spec):
     """Pixels of a side; the base's own if left out."""
     buckets: bool = False
     """Train on crops of several aspect ratios, each picture on the nearest; on squares if not."""
+    balance: bool = True
+    """Train on each concept of the data equally often; on each picture if not."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the frozen base; adapters are always float32."""
     parameters: Parameters
@@ -353,6 +386,16 @@ class SearchSpace(Spec):
         epochs = self.parameters.epochs
         return tuple(sorted(set(epochs.choices))) if epochs else (self.default.epochs,)
 
+    @property
+    def variants(self) -> Variants:
+        """Of pictures and captions that any trial may draw among."""
+        names = ("flip", "crops", "shuffle_caption", "keep_tags")
+        searched = {name: getattr(self.parameters, name) for name in names}
+        values = {
+            name: spec.choices if spec else (getattr(self.default, name),) for name, spec in searched.items()
+        }
+        return all_variants(**values, trigger=self.trigger)
+
     def config_of(self, params: dict[str, Any]) -> TrialConfig:
         """The full configuration of a sampled point; what is not searched comes from `default`."""
         data = {**self.default.model_dump(), **params}
@@ -360,15 +403,21 @@ class SearchSpace(Spec):
             data["target_modules"] = modules_from_text(params["target_modules"])
         if isinstance(self.parameters.alpha, AlphaRatio):
             data["alpha"] = params["alpha"] * data["rank"]
+        if data["optimizer"] == "prodigy":
+            data |= FOUND
         return yaml.validate(data, TrialConfig, "trial")
 
     def parameters_of(self, config: TrialConfig) -> dict[str, Any]:
         """The point of the space that gives `config`: the inverse of `config_of`."""
-        point = {name: getattr(config, name) for name in self.distributions}
+        distributions = self.distributions
+        point = {name: getattr(config, name) for name in distributions}
+        for name in FOUND.keys() & point.keys() if config.optimizer == "prodigy" else ():
+            point[name] = _any_of(distributions[name])
         if "alpha" in point and isinstance(self.parameters.alpha, AlphaRatio):
+            ratio = config.alpha / config.rank
             # Division may miss a listed ratio by a rounding.
-            listed = [r for r in self.parameters.alpha.ratio if math.isclose(r, config.scale)]
-            point["alpha"] = listed[0] if listed else config.scale
+            listed = [r for r in self.parameters.alpha.ratio if math.isclose(r, ratio)]
+            point["alpha"] = listed[0] if listed else ratio
         if "target_modules" in point:
             point["target_modules"] = modules_to_text(config.target_modules)
         return point
@@ -382,6 +431,12 @@ def modules_to_text(modules: str | tuple[str, ...]) -> str:
 def modules_from_text(text: str) -> str | tuple[str, ...]:
     """Inverse of `modules_to_text`."""
     return text if text in PRESETS else tuple(part for part in text.split(",") if part)
+
+
+def _any_of(distribution: Any) -> Any:
+    """A value for a parameter that does not count."""
+    choices = getattr(distribution, "choices", None)
+    return choices[0] if choices else distribution.low
 
 
 def _contains(distribution: BaseDistribution, value: Any) -> bool:

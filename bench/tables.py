@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "val": "dev", "test": "test"}
 """What a split may be called -> what it is called here."""
 
+CONCEPT = "concept"
+"""The column of what pictures show, in data of several concepts."""
+
 Tables = dict[str, list[Entry | Fault]]
 """Entries by split: `train`, `dev` and `test`, or one of any name."""
 
@@ -107,12 +110,15 @@ def _entries(
 
     image, text = _columns(rows.features, source, columns)
     try:
-        rows = rows.select_columns([image, text]).cast_column(image, datasets.Image(decode=False))
+        wanted = [image, text, *([CONCEPT] if _is_text(rows.features.get(CONCEPT)) else [])]
+        rows = rows.select_columns(wanted).cast_column(image, datasets.Image(decode=False))
     except (TypeError, ValueError, RuntimeError):  # as pyarrow finds fit
         raise UsageError(f"{source}: the column {image} does not hold pictures") from None
-    for index, caption in enumerate(rows[text]):
+    concepts = rows[CONCEPT] if CONCEPT in wanted else [None] * len(rows)
+    for index, (caption, concept) in enumerate(zip(rows[text], concepts, strict=True)):
         load = partial(_picture, rows, image, index, cache)
-        yield Entry(name=f"{label} {index}", caption=caption or "", load=load)
+        concept = " ".join((concept or "").split())
+        yield Entry(name=f"{label} {index}", caption=caption or "", load=load, concept=concept)
 
 
 def _columns(features: dict[str, Any], source: str, wanted: Columns) -> tuple[str, str]:
@@ -120,9 +126,7 @@ def _columns(features: dict[str, Any], source: str, wanted: Columns) -> tuple[st
     import datasets
 
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    texts = [
-        name for name, kind in features.items() if getattr(kind, "dtype", "") in ("string", "large_string")
-    ]
+    texts = [name for name, kind in features.items() if _is_text(kind) and name != CONCEPT]
     for key, name in (("image_column", wanted.image), ("caption_column", wanted.caption)):
         if name is not None and name not in features:
             raise UsageError(f"{source}: {key} {name!r}: columns found: {', '.join(features)}")
@@ -132,6 +136,11 @@ def _columns(features: dict[str, Any], source: str, wanted: Columns) -> tuple[st
         missing = "pictures (an image column)" if image is None else "captions (a text column)"
         raise UsageError(f"{source}: no {missing} in it; columns found: {', '.join(features)}")
     return image, text
+
+
+def _is_text(kind: Any) -> bool:
+    """Of a column."""
+    return getattr(kind, "dtype", "") in ("string", "large_string")
 
 
 def _picture(rows: Any, column: str, index: int, cache: Path | None) -> Image.Image:

@@ -10,12 +10,11 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from bench.scoring.metrics import METRICS
-from bench.space import modules_to_text
+from bench.space import Parameters, modules_to_text
 from reports.figures import COLOURS, laid_out
 from reports.trials import Point, scored
 from reports.wording import number, short
 
-PARAMETERS = ("rank", "alpha", "learning_rate", "dropout", "epochs", "target_modules")
 LOW, HIGH = (138, 155, 173), (213, 94, 0)
 """From grey to the winner's colour: the stronger, the better."""
 MAX_TICKS = 6
@@ -44,7 +43,7 @@ class Parallel(NamedTuple):
 def parallel(points: list[Point], metric: str) -> Parallel:
     """Axes for the parameters that differ between scored points, and one for the score."""
     known = scored(points, metric)
-    axes = [axis for name in PARAMETERS if (axis := _axis(name, known))]
+    axes = [axis for name in Parameters.model_fields if (axis := _axis(name, known))]
     values = [point.value(metric) for point in known]
     score = _numeric(METRICS[metric].label, values, log=False)
     strengths = _ranks([METRICS[metric].sign * value for value in values])
@@ -93,6 +92,8 @@ def _axis(name: str, points: list[Point]) -> Axis | None:
     values = [getattr(point.config, name) for point in points]
     if name == "target_modules":
         return _categories(name, [modules_to_text(value) for value in values])
+    if any(value is None or isinstance(value, bool | str) for value in values):
+        return _categories(name, [str(value) for value in values])
     if len(set(values)) < 2:
         return None
     positive = min(values) > 0

@@ -19,7 +19,7 @@ from bench.run import (
 )
 from bench.scoring.metrics import METRICS, Score
 from bench.scoring.preservation import MARGIN
-from reports import figures, floor, page, parallel, proof, pruning, tables
+from reports import concepts, figures, floor, page, parallel, proof, pruning, tables
 from reports.images import Column, Grid, column, grid
 from reports.trials import Point, best, best_so_far, front, importances, read_points, scored
 from reports.verdict import contests, verdict, winner_of
@@ -64,6 +64,7 @@ def render(run: Run) -> str:
         advice=advice.advise(advice.of_search(run, result)) if points else None,
         recommended=recommended(run, result) if result else None,
         proof=proof.prove(run, result, found, base["test"]) if result and found else None,
+        concepts=concepts.panel(run, result) if result else None,
         floor=floor.floor_table(run, result),
         margin=MARGIN,
         floor_missing=floor.missing(run, result),

@@ -101,8 +101,10 @@ def settings(config: TrialConfig) -> dict[str, str]:
     for name, value in config.model_dump().items():
         if name == "target_modules":
             texts[name] = modules_to_text(value)
+        elif isinstance(value, float):
+            texts[name] = short(value)
         else:
-            texts[name] = str(value) if isinstance(value, int) else short(value)
+            texts[name] = "–" if value is None else str(value)
     return texts
 
 

@@ -47,7 +47,7 @@ def test_flags_are_frozen() -> None:
     assert flags == {
         "search": ["space", "base", "data", "name", "trials", "budget", "seed", "floor"],
         "floor": ["space", "base", "data", "name", "seeds", "seed"],
-        "train": ["config"],
+        "train": ["config", "hub_model_id"],
         "report": ["run"],
         "compare": ["sides", "fail_on", "as_json", "space", "base", "data", "name"],
         "score": ["adapters", "weights", "as_json", "space", "base", "data", "name"],

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from bench.config import TrialConfig
 from trainers.dropout import mixed
-from trainers.optimizer import BETAS, EPSILON, AdamW, _numbers
+from trainers.optimizer import BETAS, EPSILON, RowOptimizer, _numbers
 
 pytest.importorskip("triton")
 
@@ -72,18 +72,20 @@ def test_add(kernels: ModuleType) -> None:
 def test_adamw(kernels: ModuleType) -> None:
     ours = [torch.randn(3, 50), torch.zeros(3, 50), torch.zeros(3, 50)]
     plain, num_A, factors = ours[0].clone(), 20, torch.tensor([[1.0], [0.5], [4.0]])
-    optimizer = AdamW(plain, num_A, factors)
+    optimizer = RowOptimizer(plain, num_A, factors)
     configs = [
-        TrialConfig(rank=1, alpha=1, epochs=1, learning_rate=rate, max_grad_norm=norm, warmup_steps=2)
-        for rate, norm in ((1e-3, 1.0), (1e-2, 100.0), (0.1, 5.0))
+        TrialConfig(rank=1, alpha=1, epochs=1, learning_rate=rate, max_grad_norm=norm, lora_plus=plus)
+        for rate, norm, plus in ((1e-3, 1.0, 1), (1e-2, 100.0, 4), (0.1, 5.0, 1))
     ]
+    rates = [config.learning_rate for config in configs]
     for step in range(3):
         gradient = torch.randn(3, 50)
-        numbers = torch.tensor([_numbers(config, step) for config in configs])
+        pairs = zip(configs, rates, strict=True)
+        numbers = torch.tensor([_numbers(config, rate, step) for config, rate in pairs])
         norms = torch.cat([gradient[:, :num_A], gradient[:, num_A:] * factors], dim=1).norm(dim=1)
         kernels.adamw(*ours, gradient, num_A, factors, norms, numbers, BETAS, EPSILON)
-        optimizer.update(plain, gradient, configs, [step] * 3)
-    for a, b in zip(ours, (plain, optimizer.mean, optimizer.square), strict=True):
+        optimizer.update(plain, gradient, configs, rates, [step] * 3)
+    for a, b in zip(ours, (plain, *optimizer.rows.values()), strict=True):
         torch.testing.assert_close(a, b)
 
 

@@ -1,6 +1,7 @@
 """Search spaces: what is shipped, what a user may write, and what is refused with which words."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,39 @@ SPACE: dict[str, Any] = {
 
 def space(**changes: Any) -> SearchSpace:
     return parse(json.dumps({**SPACE, **changes}), SearchSpace, "my.yaml")
+
+
+def test_options_of_a_training_are_searched_and_prodigy_finds_its_rate() -> None:
+    parameters = {
+        "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+        "optimizer": {"choices": ["adamw", "prodigy"]},
+        "lr_scheduler": {"choices": ["constant", "cosine"]},
+        "rslora": {"choices": [True, False]},
+        "min_snr_gamma": {"choices": [0, 5]},
+        "rank_up": {"choices": [4, 16]},
+        "ema": {"low": 0, "high": 0.99},
+    }
+    default = {"rank": 8, "alpha": 8, "learning_rate": 1e-3, "epochs": 2, "rank_up": 4}
+    mine = space(parameters=parameters, default=default)
+    point = mine.parameters_of(mine.default) | {"optimizer": "prodigy", "learning_rate": 2e-3}
+    config = mine.config_of(point)
+    assert (config.optimizer, config.learning_rate) == ("prodigy", 1)
+    assert mine.config_of(mine.parameters_of(config)) == config
+    assert mine.config_of(point | {"optimizer": "adamw"}).learning_rate == 2e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "choices", "words"),
+    [
+        ("optimizer", ["adam"], "parameters.optimizer: trial: optimizer: "),
+        ("lr_scheduler", ["cosin"], "'constant', 'linear' or 'cosine'"),
+        ("rank_mid", [0], "parameters.rank_mid"),
+        ("ema", [1], "parameters.ema"),
+    ],
+)
+def test_a_choice_that_no_training_takes_is_refused(name: str, choices: list[Any], words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        space(parameters={name: {"choices": choices}})
 
 
 @pytest.mark.parametrize("name", shipped_spaces())

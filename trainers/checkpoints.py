@@ -1,7 +1,8 @@
 """Checkpoints of one training: folders that are there whole or not at all, without any pickle.
 
 checkpoint-500/pytorch_lora_weights.safetensors   the adapter, loads in diffusers
-               optimizer.safetensors              its moments, and the loss of every step
+               optimizer.safetensors              its moments, and the loss of every step; the weights
+                                                  too where the adapter is their average
                state.json                         the step, and what decided the weights
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench.config import GUIDE_NAMES, TrialConfig
+from bench.config import GUIDE_NAMES, TrainingConfig, TrialConfig
 from bench.errors import MismatchError
 from bench.files import json_text, read_json, reading
 from trainers.lora import Adapter, load_adapter, save_adapter
@@ -30,8 +31,8 @@ class Checkpoint:
     """A training that stands after `step` updates."""
 
     step: int
-    state: Sequence[Adapter]
-    """Weights, and their moments' mean and square."""
+    state: Mapping[str, Adapter]
+    """Of `trainers.loop.State`."""
     losses: Sequence[float]
     """Of every step."""
 
@@ -58,11 +59,12 @@ def write_checkpoint(
 def _fill(folder: Path, checkpoint: Checkpoint, config: TrialConfig, made_by: Mapping[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    weights, *moments = checkpoint.state
-    save_adapter(folder / ADAPTER, weights, config)
+    kept = "average" if "average" in checkpoint.state else "weights"
+    save_adapter(folder / ADAPTER, checkpoint.state[kept], config)
     tensors = {"losses": torch.tensor(checkpoint.losses, dtype=torch.float64)}
-    for name, moment in zip(("mean", "square"), moments, strict=True):
-        tensors |= {f"{name}.{key}": tensor.contiguous() for key, tensor in moment.items()}
+    for name in checkpoint.state.keys() - {kept}:
+        part = checkpoint.state[name]
+        tensors |= {f"{name}.{key}": tensor.contiguous() for key, tensor in part.items()}
     save_file(tensors, folder / "optimizer.safetensors")
     state = {"schema": SCHEMA, "step": checkpoint.step, "made_by": dict(made_by)}
     (folder / "state.json").write_text(json_text(state), encoding="utf-8")
@@ -84,14 +86,18 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
     with reading(folder):
         tensors = load_file(folder / "optimizer.safetensors")
-        state = [load_adapter(folder / ADAPTER)]
-        for name in ("mean.", "square."):
-            moment = {key.removeprefix(name): t for key, t in tensors.items() if key.startswith(name)}
-            if moment.keys() != state[0].keys():
-                raise ValueError("moments and adapter are not of the same modules")
-            state.append(moment)
+        losses, adapter = tensors.pop("losses").tolist(), load_adapter(folder / ADAPTER)
+        state: dict[str, Adapter] = {}
+        for full, tensor in tensors.items():
+            name, _, key = full.partition(".")
+            state.setdefault(name, {})[key] = tensor
+        state["average" if "weights" in state else "weights"] = adapter
+        whole = {"mean", "square"} <= state.keys()
+        if not whole or any(
+            part.keys() != adapter.keys() for name, part in state.items() if name != "prodigy"
+        ):
+            raise ValueError("moments and adapter are not of the same modules")
         step = read_json(folder / "state.json")["step"]
-        losses = tensors["losses"].tolist()
         if step != len(losses):
             raise ValueError(f"step {step} with {len(losses)} losses")
         return Checkpoint(step=step, state=state, losses=losses)
@@ -101,7 +107,9 @@ def refuse_changed(folder: Path, made_by: Mapping[str, Any]) -> None:
     """Raises MismatchError, naming the keys, if what decides the weights is no longer what it was."""
     with reading(folder):
         state = read_json(folder / "state.json")
-        known = state["made_by"] if state["schema"] == SCHEMA else {}
+        # A key that the checkpoint is older than had its default.
+        defaults = {name: field.default for name, field in TrainingConfig.model_fields.items()}
+        known = defaults | state["made_by"] if state["schema"] == SCHEMA else {}
         changed = [key for key, value in made_by.items() if key not in known or known[key] != value]
     if changed:
         names = ", ".join(GUIDE_NAMES.get(key, key) for key in changed)

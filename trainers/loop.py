@@ -24,7 +24,8 @@ from bench.denoising import DenoisingLoss
 from bench.graphs import Compute, captured
 from bench.lanes import threads_of
 from trainers.lora import Adapter, Attached, Slots, save_adapter
-from trainers.optimizer import AdamW
+from trainers.optimizer import RowOptimizer, rate_at
+from trainers.processes import Processes
 from trainers.samples import Draw, batch, draw, together
 
 AHEAD = 2
@@ -42,7 +43,12 @@ class Trial:
     ends: list[tuple[int, int]]
     """(epoch, step at which it ends) of the rungs still to come."""
     step: int = 0
+    """Updates so far."""
     losses: list[float] = field(default_factory=list)
+
+    @property
+    def num_steps(self) -> int:
+        return self.ends[-1][1]
 
     @property
     def broken(self) -> bool:
@@ -90,10 +96,10 @@ def train(
 ) -> Generator[Rung, None, None]:
     """Train configs, `num_slots` side by side; yields whenever some stand at an epoch of `rungs`.
 
-    The next config is taken when a slot is free. Every config's `epochs` must be one of `rungs`, and all
-    must share `batch_size`. A trial leaves after the rung at its `epochs`, when it is stopped, or when its
-    loss is no longer finite. `on_step` gets the number of trials that made a step. Raises
-    torch.OutOfMemoryError.
+    The next config is taken when a slot is free. Every config's `epochs` must be one of `rungs`, where one
+    that is not nested stands only then; all must share `batch_size`. A trial leaves after the rung at its
+    `epochs`, when it is stopped, or when its loss is no longer finite. `on_step` gets the number of trials
+    that made a step. Raises torch.OutOfMemoryError.
     """
     numbered = enumerate(configs)
     first = [_trial(index, config, rungs, data) for index, config in islice(numbered, num_slots)]
@@ -113,7 +119,8 @@ def train(
 
 def _trial(index: int, config: TrialConfig, rungs: Sequence[int], data: TrainingData) -> Trial:
     schedule = data.schedule(config.batch_size)
-    ends = [(epoch, schedule.end(epoch)) for epoch in rungs if epoch <= config.epochs]
+    passed = [epoch for epoch in rungs if epoch <= config.epochs] if config.nested else [config.epochs]
+    ends = [(epoch, schedule.end(epoch)) for epoch in passed]
     return Trial(index, config, ends)
 
 
@@ -127,14 +134,19 @@ class Pack:
         trials: Sequence[Trial],
         begun: "States | None" = None,
         num_parts: int = 1,
+        processes: Processes | None = None,
     ) -> None:
-        """Trials that have `begun` go on where they were; each batch is trained in so many parts, or more."""
+        """Trials that have `begun` go on where they were.
+
+        Each batch, or this process's share of it, is trained in `num_parts`, or more.
+        """
         self._base, self._data = base, data
         self._unet: Any = base.unet
         self._drawn: dict[tuple[int, int], Draw] = {}
         self._graphs: dict[tuple[int, int], Compute] = {}
         """By bucket and number of samples, as `_drawn`."""
         self._num_parts, self._checkpoints = num_parts, False
+        self._processes = processes or Processes()
         self._places: list[Trial | None] = []
         """By slot."""
         self._objective = DenoisingLoss(base)
@@ -192,7 +204,7 @@ class Pack:
 
     def _thriftier(self) -> bool:
         """Fewer samples at once, in the end with activations computed again; False if nothing is left."""
-        size = self.slots.configs[0].batch_size
+        size = self.slots.configs[0].batch_size // self._processes.number
         if self._num_parts < size:
             self._num_parts = next(n for n in range(self._num_parts + 1, size + 1) if size % n == 0)
         elif not self._checkpoints:
@@ -208,13 +220,19 @@ class Pack:
         configs = self.slots.configs
         now = self.trials[0].step  # all trials began at the end of an epoch: they meet in one bucket
         steps = [trial.step if trial else now for trial in self._places]
+        rates = [rate_at(t.config, t.step, t.num_steps) if t else 0.0 for t in self._places]
         bucket = self._data.schedule(configs[0].batch_size).place(now).bucket
         pairs = zip(configs, steps, strict=True)
-        draws = [draw(self._data, config, step).split(self._num_parts) for config, step in pairs]
+        shares = [self._processes.share(draw(self._data, config, step)) for config, step in pairs]
+        draws = [share.split(self._num_parts) for share in shares]
         found = [self._gradient(bucket, together(parts)) for parts in zip(*draws, strict=True)]
         losses = torch.stack([losses for losses, _ in found]).mean(dim=0)
-        gradient = found[0][1] if len(found) == 1 else _mean([gradient for _, gradient in found])
-        self._optimizer.update(self.slots.weights, gradient, configs, steps)
+        gradients = [gradient for _, gradient in found]
+        alone = len(found) * self._processes.number == 1
+        gradient = gradients[0] if alone else _mean(gradients)
+        self._processes.average(gradient, losses)
+        self._optimizer.update(self.slots.weights, gradient, configs, rates, steps)
+        self.slots.average(steps)
         for trial in self.trials:
             trial.step += 1
         return losses
@@ -271,15 +289,18 @@ class Pack:
         self.losses |= {trial.index: trial.losses for trial in trials}
         free = [slot for slot, trial in enumerate(self._places) if not trial]
         staying = [*self.trials, *trials]
-        if len(trials) > len(free) or not all(self.slots.fits(trial.config) for trial in trials):
+        if len(trials) > len(free) or not all(self._fits(trial.config) for trial in trials):
             self._attach_again(staying)
             return
         for trial, slot in zip(trials, free, strict=False):
             self._places[slot] = trial
             self.slots.put(slot, trial.config)
-            self._optimizer.forget(slot)
+            self._optimizer.forget(slot, self.slots.weights[slot])
         if staying and self._shrinks(len(free) - len(trials)):
             self._attach_again(staying)
+
+    def _fits(self, config: TrialConfig) -> bool:
+        return self.slots.fits(config) and self._optimizer.fits(config)
 
     def _shrinks(self, num_empty: int) -> bool:
         if self._base.device.type != "cuda":
@@ -290,13 +311,23 @@ class Pack:
     def _attach(self, trials: Sequence[Trial], begun: "States") -> None:
         self._places = list(trials)
         configs = [trial.config for trial in trials]
-        self.slots = Slots(self._base.unet, configs, math.ceil(configs[0].batch_size / self._num_parts))
-        self._optimizer = AdamW(self.slots.weights, self.slots.num_A, self.slots.factor)
+        share = configs[0].batch_size // self._processes.number
+        self.slots = Slots(self._base.unet, configs, math.ceil(share / self._num_parts))
+        given = self.slots.weights, self.slots.num_A, self.slots.factor
+        self._optimizer = RowOptimizer(*given, configs)
         self.slots.__enter__()  # once nothing can run out of memory any more
         for slot, trial in enumerate(trials):
             if trial.index in begun:
-                for rows, values in zip(self._rows(), begun[trial.index], strict=True):
-                    self.slots.write(rows, slot, values)
+                self._go_on(slot, begun[trial.index])
+
+    def _go_on(self, slot: int, state: "State") -> None:
+        self.slots.load(slot, state["weights"])
+        for name, rows in self._rows().items():
+            if name in state:
+                self.slots.write(rows, slot, state[name])
+        for name, numbers in self._optimizer.numbers.items():
+            if name in state:
+                numbers[slot] = state[name]["numbers"]
 
     def _attach_again(self, trials: Sequence[Trial]) -> None:
         """In slots of other shapes, where those that have begun go on."""
@@ -304,22 +335,27 @@ class Pack:
         self._graphs.clear()
         self._drawn.clear()
         self.slots.__exit__()
-        self.slots.weights = self._optimizer.mean = self._optimizer.square = torch.empty(0)
+        self.slots.give_back()
+        self._optimizer.give_back()
         self._attach(trials, begun)
 
     def states(self) -> "States":
         """Of all trials."""
-        return {
-            trial.index: [self.slots.read(rows, self.slot(trial)) for rows in self._rows()]
-            for trial in self.trials
-        }
+        return {trial.index: self._state(self.slot(trial)) for trial in self.trials}
 
-    def _rows(self) -> tuple[torch.Tensor, ...]:
-        return self.slots.weights, self._optimizer.mean, self._optimizer.square
+    def _state(self, slot: int) -> "State":
+        rows = {name: self.slots.read(rows, slot) for name, rows in self._rows().items()}
+        numbers = self._optimizer.numbers.items()
+        return rows | {name: {"numbers": of_all[slot].cpu().clone()} for name, of_all in numbers}
+
+    def _rows(self) -> dict[str, torch.Tensor]:
+        return self.slots.rows | self._optimizer.rows
 
 
-States = Mapping[int, Sequence[Adapter]]
-"""By a trial's index: its weights, and their moments' mean and square."""
+State = Mapping[str, Adapter]
+"""A trial's `weights`, their `average` where there is one, and what its optimizer keeps, by name."""
+States = Mapping[int, State]
+"""By a trial's index."""
 
 
 def _mean(gradients: Sequence[torch.Tensor]) -> torch.Tensor:

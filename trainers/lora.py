@@ -260,10 +260,11 @@ class Slots:
         names = [name for name in self._names if name in wanted]
         wide = not any(config.dropout for config in configs)
         self.groups, self.modules = _grouped(unet, names, _text_families(unet) if wide else [])
-        self.rank = _padded_rank(max(config.rank for config in configs), self.device)
+        self.rank = _padded_rank(max(config.highest_rank for config in configs), self.device)
         self.num_A = self.rank * sum(len(group) * group.in_features for group in self.groups)
         num_B = self.rank * sum(len(group) * group.out_features for group in self.groups)
         self.weights = torch.zeros(len(configs), self.num_A + num_B, device=self.device)
+        self._averages = torch.zeros_like(self.weights) if any(config.ema for config in configs) else None
         self.masks = Masks(len(self), num_samples, len(self._names), self.device)
         self.factor = torch.empty(len(self), 1, device=self.device)
         """Of B, in what the modules see while they train, (K, 1)."""
@@ -302,8 +303,9 @@ class Slots:
     def fits(self, config: TrialConfig) -> bool:
         """Can a slot take this config without another graph?"""
         drops = any(each.dropout for each in self.configs)
-        shaped = config.rank <= self.rank and self.modules.keys() >= self._targeted(config)
-        return shaped and (drops or not config.dropout)
+        shaped = config.highest_rank <= self.rank and self.modules.keys() >= self._targeted(config)
+        averaged = self._averages is not None or not config.ema
+        return shaped and averaged and (drops or not config.dropout)
 
     def _targeted(self, config: TrialConfig) -> frozenset[str]:
         return frozenset(target_names(self._names, config))
@@ -323,30 +325,61 @@ class Slots:
             raise UsageError(
                 f"adapter does not fit the base: {len(wrong)} modules differ, such as {wrong[0]}"
             )
-        self.write(self.weights, slot, adapter)
+        for rows in self.rows.values():
+            self.write(rows, slot, adapter)
 
     def adapter(self, slot: int) -> Adapter:
-        """A copy of a slot's weights on the CPU, without padding."""
-        return self.read(self.weights, slot)
+        """A copy of what a slot has trained on the CPU, without padding."""
+        return self.read(self.trained, slot)
+
+    @property
+    def rows(self) -> dict[str, torch.Tensor]:
+        """What is of the shape of `weights`, by name."""
+        averages = {} if self._averages is None else {"average": self._averages}
+        return {"weights": self.weights, **averages}
+
+    @property
+    def trained(self) -> torch.Tensor:
+        """Rows that are drawn through and kept: the weights, or their averages."""
+        return self.weights if self._averages is None else self._averages
+
+    @torch.no_grad()
+    def average(self, steps: Sequence[int]) -> None:
+        """Take the weights into the averages after an update, the number `steps` of each slot from 0.
+
+        An exponential moving average whose decay rises from 0 to `ema`, so that it forgets where it began:
+        diffusers' EMAModel.
+        """
+        if self._averages is None:
+            return
+        pairs = zip(self.configs, steps, strict=True)
+        taken = _column([1 - _decay(config, step) for config, step in pairs])
+        if self.device.type == "cuda":
+            taken = taken.pin_memory()
+        self._averages.lerp_(self.weights, taken.to(self.device, non_blocking=True))
+
+    def give_back(self) -> None:
+        """The memory of all rows."""
+        self.weights = torch.empty(0)
+        self._averages = None
 
     @torch.no_grad()
     def write(self, rows: torch.Tensor, slot: int, adapter: Mapping[str, torch.Tensor]) -> None:
         """Lay an adapter, or anything of its shape, out in a row of `rows` (K, P)."""
-        rank = self.configs[slot].rank
         row = torch.zeros(rows.shape[1])
         for name, (A, B) in self._views(row).items():
             if name in self._targets[slot]:
-                key_a, key_b = _keys(name)
+                rank, (key_a, key_b) = self.configs[slot].rank_of(name), _keys(name)
                 A[:rank] = adapter[key_a].reshape(rank, -1)
                 B[:, :rank] = adapter[key_b].reshape(-1, rank)
         rows[slot] = row.to(rows.device)
 
     def read(self, rows: torch.Tensor, slot: int) -> Adapter:
         """Inverse of `write`, on the CPU."""
-        shapes, rank, result = self._shapes(slot), self.configs[slot].rank, {}
+        shapes, result = self._shapes(slot), {}
         views = self._views(rows[slot].detach().cpu())
         for name, (shape_a, shape_b) in shapes.items():
-            (A, B), (key_a, key_b) = views[name], _keys(name)
+            (A, B), (key_a, key_b), rank = views[name], _keys(name), self.configs[slot].rank_of(name)
             result[key_a] = A[:rank].clone().reshape(shape_a)
             result[key_b] = B[:, :rank].clone().reshape(shape_b)
         return result
@@ -370,7 +403,7 @@ class Slots:
         scales = _column([self.configs[slot].scale for slot in slots])
         if self.device.type == "cuda":  # so that the host does not wait for all that is queued
             scales = scales.pin_memory()
-        weights = torch.stack([self.weights[slot] for slot in slots])
+        weights = torch.stack([self.trained[slot] for slot in slots])
         self._fill(copy, weights, scales.to(self.device, non_blocking=True))
         self._show(copy, slots, training=False)
         if self.device.type == "cpu" and self.dtype == torch.float32:
@@ -429,7 +462,9 @@ class Slots:
         fixed = self.device.type == "cuda"
         gradients = zip(self._gradient.A, self._gradient.B, strict=True)
         for group, A, B, gradient in zip(self.groups, copy.A, copy.B, gradients, strict=True):
-            ranks = [self.configs[slot].rank * bool(group.names & self._targets[slot]) for slot in slots]
+            name = group.order[0]  # of a larger group it only counts whether there is a rank
+            targeted = [bool(group.names & self._targets[slot]) for slot in slots]
+            ranks = [self.configs[slot].rank_of(name) * t for slot, t in zip(slots, targeted, strict=True)]
             if fixed and (training or any(ranks)):
                 ranks = [self.rank] * len(slots)
             group.A, group.B, group.ranks, group.merged = A, B, tuple(ranks), None
@@ -451,12 +486,12 @@ class Slots:
 
     def _shapes(self, slot: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         """Module name -> shapes of A and B in PEFT's layout."""
-        rank, shapes = self.configs[slot].rank, {}
+        shapes = {}
         for name in self._names:  # in whose order initial weights are drawn, whatever lies together
             if name in self._targets[slot]:
                 weight = self.modules[name].frozen.weight
                 assert isinstance(weight, torch.Tensor)
-                ones = (1,) * (weight.ndim - 2)
+                rank, ones = self.configs[slot].rank_of(name), (1,) * (weight.ndim - 2)
                 shapes[name] = ((rank, *weight.shape[1:]), (len(weight), rank, *ones))
         return shapes
 
@@ -551,6 +586,10 @@ def _column(values: Sequence[float]) -> torch.Tensor:
     return torch.tensor(values).unsqueeze(1)
 
 
+def _decay(config: TrialConfig, step: int) -> float:
+    return min(config.ema, (1 + step) / (10 + step)) if step else 0.0
+
+
 def initial_adapter(
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], config: TrialConfig
 ) -> Adapter:
@@ -571,7 +610,15 @@ def save_adapter(path: Path, adapter: Adapter, config: TrialConfig) -> None:
     from safetensors.torch import save_file
 
     targets = sorted({key.rsplit(".lora_", 1)[0] for key in adapter})
-    peft_config = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets).to_dict()
+    # The one way to say a scale that all who read such files know: alpha / rank.
+    ranks = {name: rank for name in targets if (rank := config.rank_of(name)) != config.rank}
+    peft_config = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.scale * config.rank,
+        target_modules=targets,
+        rank_pattern=ranks,
+        alpha_pattern={name: config.scale * rank for name, rank in ranks.items()},
+    ).to_dict()
     described = {f"{PREFIX}{key}": _plain(value) for key, value in peft_config.items()}
     metadata = {"format": "pt", METADATA: json.dumps(described, sort_keys=True)}
     save_file({f"{PREFIX}{key}": tensor.contiguous() for key, tensor in adapter.items()}, path, metadata)

@@ -3,12 +3,11 @@
 import hashlib
 import json
 import math
-import os
 import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,19 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from rich.console import Console
 
-from bench.base import BaseModel, TrainingData, adaptable_names, find_device, load_base, target_names
-from bench.config import TrainingConfig
-from bench.dataset import Example, load_training_images
+from bench.base import BaseModel, TrainingData, adaptable_names, load_base, target_names
+from bench.config import MAX_BATCH, TrainingConfig, TrialConfig
+from bench.dataset import Example, content_of, load_training_images
+from bench.encoding import encode
 from bench.errors import BenchError, MismatchError, TrialError, UsageError
+from bench.export import export_training
+from bench.exported import export_folder
 from bench.files import replacing, write_text
 from bench.pictures import Columns
+from bench.publish import Upload, prepared
 from bench.run import write_losses
 from bench.scoring.losses import FixedLosses
 from bench.scoring.statistics import mean_stderr
-from bench.session import encode
 from bench.training_progress import TrainingProgress, show_training
 from trainers.checkpoints import (
     ADAPTER,
@@ -40,6 +42,8 @@ from trainers.checkpoints import (
 )
 from trainers.loop import Pack, Trial
 from trainers.optimizer import rate_at
+from trainers.previews import Previews
+from trainers.processes import LEFT_ALONE, Processes, is_left_alone, joined
 from trainers.trackers import Trackers, refuse_missing, tracking
 
 STRIDE_SECONDS, MAX_STRIDE = 0.5, 20
@@ -49,12 +53,16 @@ NUM_WATCHED = 8
 SURE = 2.0
 """Standard errors."""
 FREE = {
-    *("epochs", "output_dir", "save_steps", "save_total_limit", "report_to"),
+    *("epochs", "output_dir", "save_steps", "save_total_limit", "report_to", "hub_model_id"),
+    *("sample_prompts", "sample_steps"),
     # What these name is known by its fingerprint:
     *("model_name", "vae_name", "revision", "prediction", "dataset_name", "image_column", "caption_column"),
     *("hold_out", "trigger", "dtype", "mixed_precision"),
+    # Of which what an update sees is made:
+    *("batch_size", "gradient_accumulation_steps"),
 }
 """Keys that may change between the beginning of a training and its end."""
+EFFECTIVE_BATCH = "train_batch_size x gradient_accumulation_steps x processes"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
@@ -64,8 +72,13 @@ class Loaded:
     config: TrainingConfig
     base: BaseModel
     data: TrainingData
+    processes: Processes
+    trial: TrialConfig
+    """Its batch is that of all processes."""
     made_by: dict[str, Any]
     """What decides the weights, as checkpoints keep it."""
+    previews: Previews | None
+    """In the first process, if there is anything to draw."""
 
     @property
     def output(self) -> Path:
@@ -73,34 +86,55 @@ class Loaded:
 
     @property
     def num_steps(self) -> int:
-        return self.data.schedule(self.config.trial.batch_size).end(self.config.epochs)
+        return self.data.schedule(self.trial.batch_size).end(self.config.epochs)
+
+    def __str__(self) -> str:
+        parts, number = self.config.gradient_accumulation_steps, self.processes.number
+        said = f"{self.num_steps} steps of {self.trial.batch_size}"
+        if number > 1:
+            said += f" ({self.config.batch_size} x {parts} x {number} processes)"
+        return (
+            f"model {self.base.name}, {len(self.data)} images of {self.config.dataset_name}, {said}, "
+            f"on {self.base.device.type}"
+        )
 
 
 def run_training(config: TrainingConfig, console: Console) -> Path:
     """Train, or go on from the last checkpoint in `output_dir`; returns the adapter's file.
 
+    What an upload needs is looked at first, and its repository made: hours later it must not fail for that.
     Raises a BenchError, and KeyboardInterrupt once a checkpoint has been written.
     """
-    _refuse_many_processes()
-    refuse_missing(config.report_to)
-    output = Path(config.output_dir)
-    with _locked(output):
-        for left in output.glob(".checkpoint-*"):
-            shutil.rmtree(left)
+    with joined() as processes, ExitStack() as held:
+        console.quiet = console.quiet or not processes.is_first
+        if is_left_alone():
+            _say(console, f"Note: {LEFT_ALONE}.")
         try:
-            loaded = _load(config, console)
-            begun = _begun(loaded, console)
-            return _trained(loaded, begun, console)
+            with processes.agreed():
+                upload = _claimed(config, held) if processes.is_first else None
+                loaded = _load(config, processes, console)
+                begun = _begun(loaded, console)
+            processes.check_same(loaded.made_by | {"checkpoint": begun.step if begun else 0})
+            with processes.agreed():
+                upload = upload.created() if upload else None
+            file = _trained(loaded, begun, console)
         except torch.OutOfMemoryError:
             raise BenchError(_out_of_memory(config)) from None
+        if upload:
+            _share(loaded, upload, console)
+        return file
 
 
-def _refuse_many_processes() -> None:
-    if (number := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise UsageError(
-            f"WORLD_SIZE is {number}: bench train uses one device, and {number} processes would each train "
-            "the same; start it as `bench train`, or with `accelerate launch --num_processes 1`"
-        )
+def _claimed(config: TrainingConfig, held: ExitStack) -> Upload | None:
+    """Once the output folder is this training's alone, what will be uploaded, if anything."""
+    refuse_missing(config.report_to)
+    output, upload = Path(config.output_dir), None
+    if config.hub_model_id:
+        upload = prepared(export_folder(output), config.hub_model_id, private=True)
+    held.enter_context(_locked(output))
+    for left in output.glob(".checkpoint-*"):
+        shutil.rmtree(left)
+    return upload
 
 
 @contextmanager
@@ -122,10 +156,11 @@ def _locked(output: Path) -> Iterator[None]:
 # What the config names
 
 
-def _load(config: TrainingConfig, console: Console) -> Loaded:
+def _load(config: TrainingConfig, processes: Processes, console: Console) -> Loaded:
+    trial = _trial(config, processes.number)
     columns = Columns(image=config.image_column, caption=config.caption_column)
     images = load_training_images(config.dataset_name, config.trigger, columns, hold_out=config.hold_out)
-    device = find_device()
+    device = processes.device
     _check_precision(config, device, console)
     base = load_base(
         config.model_name,
@@ -143,10 +178,30 @@ def _load(config: TrainingConfig, console: Console) -> Loaded:
         _say(
             console, f"Note: {cut} of {len(captions)} captions are longer than the model reads, and are cut."
         )
-    data = encode(base, images, mixed=config.buckets)
+    data = encode(base, images, mixed=config.buckets, variants=config.variants, balance=config.balance)
+    previews = Previews(base, config) if config.sample_prompts and processes.is_first else None
     base.release_encoders()
     _check_latents(config, data)
-    return Loaded(config=config, base=base, data=data, made_by=_made_by(config, base, images))
+    return Loaded(
+        config=config,
+        base=base,
+        data=data,
+        processes=processes,
+        trial=trial,
+        made_by=_made_by(config, trial, base, images),
+        previews=previews,
+    )
+
+
+def _trial(config: TrainingConfig, number: int) -> TrialConfig:
+    """With the batch of so many processes."""
+    trial = config.trial
+    if (size := trial.batch_size * number) > MAX_BATCH:
+        raise UsageError(
+            f"train_batch_size times gradient_accumulation_steps times {number} processes must be at most "
+            f"{MAX_BATCH}, got {size}"
+        )
+    return trial.model_copy(update={"batch_size": size})
 
 
 def _check_precision(config: TrainingConfig, device: torch.device, console: Console) -> None:
@@ -172,10 +227,14 @@ def _check_latents(config: TrainingConfig, data: TrainingData) -> None:
         )
 
 
-def _made_by(config: TrainingConfig, base: BaseModel, images: Sequence[Example]) -> dict[str, Any]:
-    content = json.dumps([(example.caption, example.digest) for example in images])
-    kept = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
+def _made_by(
+    config: TrainingConfig, trial: TrialConfig, base: BaseModel, images: Sequence[Example]
+) -> dict[str, Any]:
+    content = json.dumps(content_of(images))
+    free = FREE if config.nested else FREE - {"epochs"}
+    kept = {key: value for key, value in config.model_dump(mode="json").items() if key not in free}
     return kept | {
+        EFFECTIVE_BATCH: trial.batch_size,
         "dtype": config.arithmetic,
         "resolution": base.resolution,
         "model_fingerprint": base.fingerprint,
@@ -207,26 +266,24 @@ def _begun(loaded: Loaded, console: Console) -> Checkpoint | None:
 def _trained(loaded: Loaded, begun: Checkpoint | None, console: Console) -> Path:
     config, num_steps = loaded.config, loaded.num_steps
     step = begun.step if begun else 0
-    _say(
-        console,
-        f"Training {config.output_dir}: model {loaded.base.name}, {len(loaded.data)} images of "
-        f"{config.dataset_name}, {num_steps} steps of {config.trial.batch_size}, "
-        f"on {loaded.base.device.type}.",
-    )
-    watched = Watched(loaded.base, loaded.data) if step < num_steps else None
-    trial = Trial(0, config.trial, [(config.epochs, num_steps)], step, list(begun.losses if begun else ()))
+    is_first = loaded.processes.is_first
+    _say(console, f"Training {config.output_dir}: {loaded}.")
+    watched = Watched(loaded.base, loaded.data) if is_first and step < num_steps else None
+    trial = Trial(0, loaded.trial, [(config.epochs, num_steps)], step, list(begun.losses if begun else ()))
     state = {0: begun.state} if begun else {}
     parts = config.gradient_accumulation_steps
     with (
-        tracking(config.report_to, loaded.output, loaded.made_by) as trackers,
+        tracking(config.report_to if is_first else (), loaded.output, loaded.made_by) as trackers,
         show_training(console, step, num_steps) as progress,
-        Pack(loaded.base, loaded.data, [trial], state, parts) as pack,
+        Pack(loaded.base, loaded.data, [trial], state, parts, loaded.processes) as pack,
     ):
         Training(loaded, pack, trial, progress, trackers).run()
         if watched:
             pack.focus([trial])
             progress.line(watched.describe(config))
-        return _finish(loaded, trial)
+        if is_first:
+            _finish(loaded, trial)
+    return loaded.output / ADAPTER
 
 
 @dataclass(eq=False, slots=True)
@@ -241,29 +298,51 @@ class Training:
 
     def run(self) -> None:
         """To the last step; raises TrialError if the loss is no longer finite, KeyboardInterrupt."""
-        every, num_steps, stride = self.loaded.config.save_steps, self.loaded.num_steps, 1
-        with _interrupts() as interrupted:
+        num_steps, stride = self.loaded.num_steps, 1
+        processes = self.loaded.processes
+        with _interrupts(once=processes.number == 1) as interrupted:
             while self.trial.step < num_steps:
-                next_save = min(num_steps, (self.trial.step // every + 1) * every)
-                stride = self._advance(min(stride, next_save - self.trial.step))
-                if self.trial.step == next_save or interrupted:
+                next_save, next_drawn = self._stops()
+                stride = self._advance(min(stride, min(next_save, next_drawn) - self.trial.step))
+                stride, stopped = processes.largest(stride, len(interrupted))
+                if self.trial.step == next_save or stopped:
                     self._save()
-                if interrupted:
+                if self.trial.step == next_drawn and not stopped:
+                    self._draw()
+                if stopped:
+                    processes.wait()  # a launcher ends all as soon as one has ended
                     raise KeyboardInterrupt
+
+    def _stops(self) -> tuple[int, int]:
+        """The next steps at which to save and to draw; the same in all processes."""
+        config, step = self.loaded.config, self.trial.step
+        intervals = config.save_steps, config.sample_steps or config.save_steps
+        save, drawn = (min(self.loaded.num_steps, (step // every + 1) * every) for every in intervals)
+        return save, drawn if config.sample_prompts else save
+
+    def _draw(self) -> None:
+        if not (previews := self.loaded.previews):
+            return
+        self.pack.focus([self.trial])
+        self.trackers.show(self.trial.step, previews.draw(self.trial.step))
+        self.pack.leave(set(), ())
 
     def _advance(self, number: int) -> int:
         """So many steps; returns how many to make at once from now on."""
         started = time.monotonic()
         self.pack.advance(lambda num_trials: None, number)
         seconds = (time.monotonic() - started) / number
-        losses, config = self.trial.losses, self.trial.config
+        losses = self.trial.losses
         for step in range(len(losses) - number, len(losses)):
             if not math.isfinite(losses[step]):
                 raise self._diverged(f"the loss was no longer finite at step {step + 1}")
         for step in range(len(losses) - number, len(losses)):
-            self.trackers.log(step + 1, loss=losses[step], learning_rate=rate_at(config, step))
-        self.progress.update(self.trial.step, losses, rate_at(config, self.trial.step - 1))
+            self.trackers.log(step + 1, loss=losses[step], learning_rate=self._rate(step))
+        self.progress.update(self.trial.step, losses, self._rate(self.trial.step - 1))
         return max(1, min(MAX_STRIDE, round(STRIDE_SECONDS / max(seconds, 1e-6))))
+
+    def _rate(self, step: int) -> float:
+        return rate_at(self.trial.config, step, self.loaded.num_steps)
 
     def _diverged(self, what: str) -> TrialError:
         saved = [str(path) for path in find_checkpoints(self.loaded.output)]
@@ -275,8 +354,10 @@ class Training:
     def _save(self) -> None:
         config = self.loaded.config
         state = self.pack.states()[self.trial.index]
-        if not all(bool(torch.isfinite(tensor).all()) for part in state for tensor in part.values()):
+        if not all(bool(torch.isfinite(tensor).all()) for part in state.values() for tensor in part.values()):
             raise self._diverged(f"weights were no longer finite at step {self.trial.step}")
+        if not self.loaded.processes.is_first:
+            return
         checkpoint = Checkpoint(step=self.trial.step, state=state, losses=self.trial.losses)
         written = (self.trial.config, self.loaded.made_by, config.save_total_limit)
         folder = write_checkpoint(self.loaded.output, checkpoint, *written)
@@ -285,13 +366,17 @@ class Training:
 
 
 @contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Signals of Ctrl-C that came meanwhile; a second one ends the process as ever."""
+def _interrupts(*, once: bool) -> Iterator[list[int]]:
+    """Signals of Ctrl-C that came meanwhile; after `once` a second one ends the process as ever.
+
+    A launcher of several processes passes on what they have got already.
+    """
     came: list[int] = []
 
     def note(number: int, frame: object) -> None:
         came.append(number)
-        signal.signal(signal.SIGINT, before)
+        if once:
+            signal.signal(signal.SIGINT, before)
 
     before = signal.signal(signal.SIGINT, note)
     try:
@@ -300,14 +385,26 @@ def _interrupts() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _finish(loaded: Loaded, trial: Trial) -> Path:
+def _finish(loaded: Loaded, trial: Trial) -> None:
     file = loaded.output / ADAPTER
     with replacing(file) as temporary:
         # Not written anew: the same bytes are known as one adapter, and a header's order is left to chance.
         shutil.copyfile(find_checkpoints(loaded.output)[-1] / ADAPTER, temporary)
     write_losses(loaded.output, trial.losses)
     write_text(loaded.output / "training_config.yaml", loaded.config.guide_yaml())
-    return file
+
+
+def _share(loaded: Loaded, upload: Upload, console: Console) -> None:
+    """Upload the adapter with a model card and its config; what fails can be done again without training."""
+    name = upload.target.partition("/")[2]
+    export_training(loaded.config, loaded.output, name, len(loaded.data), loaded.num_steps)
+    try:
+        with console.status("Uploading"):
+            address = upload.send()
+    except BenchError as error:
+        later = f"bench push {loaded.output} {upload.target}"
+        raise BenchError(f"{error}; the adapter is kept in {loaded.output}: `{later}` uploads it") from None
+    _say(console, f"Uploaded: {address}")
 
 
 # What went wrong, in words

@@ -6,6 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bench.errors import MissingError
 
 
@@ -19,6 +22,14 @@ class Trackers:
         """Values of a step, counted from 1."""
         for tracker in self._trackers:
             tracker.log(values, step=step)
+
+    def show(self, step: int, images: NDArray[np.uint8]) -> None:
+        """Images (n, height, width, 3); trackio does not take them."""
+        for tracker in self._trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({"samples": images}, step=step, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({"samples": list(images)}, step=step)
 
 
 def refuse_missing(names: Sequence[str]) -> None:

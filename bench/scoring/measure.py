@@ -461,7 +461,9 @@ def check_images(
     That is when any of them is one flat colour (NaN latents decode to black) where the base's is not, or
     when all of them equal the base's: then the adapter was not loaded or learned nothing.
     """
-    flat = _flat(images) if base_images is None else _flat(images) & ~_flat(base_images)
+    flat = _flat(images)
+    if base_images is not None:
+        flat[flat] = ~_flat(base_images[flat])
     if flat.any():
         first = int(flat.argmax())
         black = " (black)" if images[first].max() <= FLAT else ""
@@ -480,9 +482,16 @@ def _same(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> bool:
 
 
 def _flat(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    spread = images.max(axis=(1, 2)) - images.min(axis=(1, 2))
-    flat: NDArray[np.bool_] = (spread <= FLAT).all(axis=1)
+    """Which have no more than one colour, (n); where some pixels already differ, no others are looked at."""
+    flat = _no_spread(images[:, ::16, ::16])
+    flat[flat] = _no_spread(images[flat])
     return flat
+
+
+def _no_spread(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    spread = images.max(axis=(1, 2)) - images.min(axis=(1, 2))
+    none: NDArray[np.bool_] = (spread <= FLAT).all(axis=1)
+    return none
 
 
 # Several trainings of one configuration

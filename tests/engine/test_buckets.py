@@ -14,8 +14,8 @@ from bench.base import BaseModel, Bucket, TrainingData
 from bench.buckets import Place
 from bench.config import TrialConfig
 from bench.dataset import Example
+from bench.encoding import encode
 from bench.pictures import digest
-from bench.session import encode
 from trainers.loop import train
 from trainers.lora import Adapter
 from trainers.samples import _indices, draw

@@ -21,10 +21,11 @@ from bench.cli import command_of
 from bench.compare import adapter_side, compare_sides
 from bench.config import TrialConfig
 from bench.dataset import load_dataset
+from bench.encoding import encode
 from bench.errors import BenchError
 from bench.run import adapter_label, file_digests
 from bench.scoring.memorization import alarms
-from bench.session import encode, open_session, run_adapters
+from bench.session import open_session, run_adapters
 from trainers.loop import train
 
 COMMAND = command_of(str(Path(__file__).with_name("faults.yaml")), {}, None, 0, Console(quiet=True))
