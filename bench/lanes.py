@@ -75,7 +75,8 @@ def threads_of(device: torch.device, number: int | None = None) -> Iterator[Thre
     At the end all work is done; after an error, what has not begun never does.
     """
     if device.type == "cuda":
-        yield Inline(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+        # Before what is queued: it is little, and the host waits for it.
+        yield Inline(torch.cuda.Stream(device, priority=-1))  # type: ignore[no-untyped-call]
         return
 
     def begin() -> None:

@@ -15,19 +15,21 @@ LINE_EVERY = 10.0
 
 
 class Pace:
-    """Steps done here, by the clock."""
+    """Steps done here, by the clock; the first, which prepare, tell nothing of those to come."""
 
     def __init__(self, step: int, all_steps: int) -> None:
         self._begin, self._all = step, all_steps
         self._started = time.monotonic()
+        self._is_warm = False
 
     def describe(self, step: int, losses: Sequence[float], rate: float) -> str:
         """Loss, learning rate, steps a second and time left."""
         last = losses[-SMOOTHED:]
         speed = (step - self._begin) / max(time.monotonic() - self._started, 1e-9)
-        left = (
-            "time left not known yet" if step == self._begin else f"{_clock((self._all - step) / speed)} left"
-        )
+        known = self._is_warm or step == self._all
+        left = f"{_clock((self._all - step) / max(speed, 1e-9))} left" if known else "time left not known yet"
+        if not self._is_warm and step > self._begin:
+            self._begin, self._started, self._is_warm = step, time.monotonic(), True
         return f"loss {sum(last) / max(1, len(last)):.4f}  rate {rate:.2g}  {speed:.2f} it/s  {left}"
 
 

@@ -126,8 +126,9 @@ def _option(key: str, annotated: Any, default: Any) -> tuple[str, str, str, str]
     else:
         # Inside Annotated, typer holds the first name that is given as a default.
         given = [info.default] if isinstance(info.default, str) else []
-        both = [f"--{key}", f"--no-{key}"] if kind is bool else [f"--{key}"]
-        name = ", ".join([*given, *(info.param_decls or ())] or both).replace("_", "-")
+        word = key.replace("_", "-")
+        both = [f"--{word}", f"--no-{word}"] if kind is bool else [f"--{word}"]
+        name = ", ".join([*given, *(info.param_decls or ())] or both)
     shown = "required" if default is inspect.Parameter.empty else "" if default in (None, False) else default
     value = _bounded(_typed(kind), {"minimum": info.min, "maximum": info.max})
     return f"`{name}`", value, "" if shown is True else str(shown), info.help or ""
