@@ -77,14 +77,15 @@ def plainly_trained(base: BaseModel, data: TrainingData, config: TrialConfig, **
     schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=0, num_training_steps=NUM_STEPS)
     for step in range(NUM_STEPS):
         optimizer.zero_grad()
-        loss_of(plain, batch(data.buckets[0], data.empty, draw(data, config, step)), config).backward()
+        samples = batch(data.buckets[0], data.empty, draw(data, config, step).to(base.device))
+        loss_of(plain, samples, config).backward()
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), config.max_grad_norm)
         optimizer.step()
         schedule.step()
         average.step(list(parameters.values()))
     if config.ema:
         average.copy_to(list(parameters.values()))
-    return {name: parameter.detach() for name, parameter in parameters.items()}
+    return {name: parameter.detach().cpu() for name, parameter in parameters.items()}
 
 
 def loss_of(base: BaseModel, samples: Batch, config: TrialConfig) -> torch.Tensor:
@@ -136,11 +137,13 @@ def test_an_offset_is_the_same_all_over_a_channel(data: TrainingData) -> None:
 def test_weights_of_a_velocity_s_loss(base: BaseModel) -> None:
     velocity = copy.copy(base)
     velocity.scheduler_config = {**base.scheduler_config, "prediction_type": "v_prediction"}
-    objective, timesteps = DenoisingLoss(velocity), torch.tensor([10, 500, 990])
+    objective, timesteps = DenoisingLoss(velocity), torch.tensor([10, 500, 990], device=base.device)
     snr = compute_snr(objective._scheduler, timesteps)
     expected = snr.clamp(max=5) / (snr + 1)
-    torch.testing.assert_close(objective._weights(timesteps, torch.full((3,), 5.0)), expected)
-    assert objective._weights(timesteps, torch.zeros(3)).tolist() == [1, 1, 1]
+    torch.testing.assert_close(
+        objective._weights(timesteps, torch.full((3,), 5.0, device=base.device)), expected
+    )
+    assert objective._weights(timesteps, torch.zeros(3, device=base.device)).tolist() == [1, 1, 1]
 
 
 def test_a_falling_rate_is_scored_at_its_end_alone(base: BaseModel, data: TrainingData) -> None:
