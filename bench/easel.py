@@ -13,6 +13,7 @@ from bench.exported import winner_of
 from bench.packs import Attach
 from bench.run import Run
 from bench.scoring.generate import generate
+from bench.session import base_of
 from bench.space import Sampler
 
 MAX_SEED = 2**63 - 1
@@ -68,14 +69,7 @@ class Easel:
 def easel_of(run: Run, attach: Attach) -> Easel:
     """The winner of a search; raises MissingError while there is none, MismatchError for another base."""
     space, winner = run.space, winner_of(run)
-    base = load_base(
-        space.base,
-        find_device(),
-        revision=space.revision,
-        resolution=space.resolution,
-        dtype=space.dtype,
-        prediction=space.prediction,
-    )
+    base = base_of(space, find_device())
     if base.fingerprint != run.metadata.base_fingerprint:
         raise MismatchError(f"{space.base}: is not the base that {run.path} was made with")
     first = run.metadata.prompts["test"][0]

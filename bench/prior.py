@@ -4,10 +4,11 @@ DreamBooth's prior preservation: Ruiz et al. 2023 (arXiv 2208.12242), section 3.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from bench.base import BaseModel, Bucket, TextEmbedding
+from bench.base import BaseModel, Bucket, TextEmbedding, TrainingData
 from bench.cache import cached
 from bench.dataset import Example
 from bench.errors import UsageError
@@ -17,6 +18,18 @@ from bench.space import Sampler
 
 SAMPLER = Sampler(steps=20, guidance=5.0)
 """The same in a search and in a training of its winner alone."""
+
+
+def with_prior(
+    base: BaseModel,
+    data: TrainingData,
+    examples: Sequence[Example],
+    class_prompt: str | None,
+    trigger: str | None,
+    count: int,
+) -> TrainingData:
+    """Data of these examples, with `count` images of the class beside them; see `class_texts`."""
+    return replace(data, prior=draw_class(base, class_texts(examples, class_prompt, trigger, count)))
 
 
 def class_texts(

@@ -29,7 +29,7 @@ from bench.errors import BenchError, MismatchError, TrialError, UsageError
 from bench.fit import find_fit
 from bench.fleet import Fleet, count_devices, on_devices, shared_threads
 from bench.packs import Attach, Packs, Progress, Trainer, describe
-from bench.prior import class_texts, draw_class
+from bench.prior import with_prior
 from bench.progress import show_progress
 from bench.prompts import Prompt, fingerprint, held_out_prompts, probe_prompts, scored_text
 from bench.run import NAME, Metadata, PromptRecord, Run, Split, adapter_label, start_adapter, write_images
@@ -223,7 +223,7 @@ def run_speed(command: Command) -> Speed:
     def say(text: str) -> None:
         command.console.print(f"Measuring {text}.", highlight=False, markup=False)
 
-    base = _load_base(space, device)
+    base = base_of(space, device)
     try:
         words = {"device": _describe(device), "config": describe(space.default)}
         return measure_speed(base, space, command.engine.train, **words, say=say)
@@ -231,7 +231,7 @@ def run_speed(command: Command) -> Speed:
         raise BenchError(f"{base.name}: out of memory: {str(error).splitlines()[0]}") from None
 
 
-def _load_base(space: SearchSpace, device: torch.device) -> BaseModel:
+def base_of(space: SearchSpace, device: torch.device) -> BaseModel:
     """The base of a space, which has the modules that the space names."""
     base = load_base(
         space.base,
@@ -256,8 +256,7 @@ def packs_of(session: Session, engine: Engine, progress: Progress) -> Packs:
     space, base, train = session.run.space, session.base, session.dataset.train
     data = encode(base, train, mixed=space.buckets, variants=space.variants, balance=space.balance)
     if space.has_prior:
-        texts = class_texts(train, space.class_prompt, space.trigger, space.class_images)
-        data = dataclasses.replace(data, prior=draw_class(base, texts))
+        data = with_prior(base, data, train, space.class_prompt, space.trigger, space.class_images)
     return Packs(
         base=base,
         data=data,
@@ -314,7 +313,7 @@ class _Loaded:
 def _load(space: SearchSpace) -> _Loaded:
     device = find_device()
     dataset = load_dataset(_required(space, "data"), space.trigger)
-    base = _load_base(space, device)
+    base = base_of(space, device)
     scorer = load_scorer(space.scorer, device)
     judge, missing = find_judge(space.judge, space.scorer, device)
     prompts = _prompts(space, dataset)

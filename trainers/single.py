@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from bench.export import export_training
 from bench.exported import export_folder
 from bench.files import replacing, write_text
 from bench.pictures import Columns
-from bench.prior import class_texts, draw_class
+from bench.prior import with_prior
 from bench.publish import Upload, prepared
 from bench.run import write_losses
 from bench.scoring.losses import FixedLosses
@@ -183,8 +183,8 @@ def _load(config: TrainingConfig, processes: Processes, console: Console) -> Loa
         _say(console, f"Note: {note}.")
     data = encode(base, images, mixed=config.buckets, variants=config.variants, balance=config.balance)
     if config.prior_weight:
-        texts = class_texts(images, config.class_prompt, config.trigger, config.class_images)
-        data = replace(data, prior=draw_class(base, texts))
+        wanted = config.class_prompt, config.trigger, config.class_images
+        data = with_prior(base, data, images, *wanted)
     previews = Previews(base, config) if config.sample_prompts and processes.is_first else None
     base.release_encoders()
     _check_latents(config, data)
