@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from bench import run as runs
-from bench.fleet import Fleet
-from bench.packs import Job, Packs
+from bench.packs import Crew, Job
 from bench.run import Evaluation, Run, TrialRecord
-from bench.scoring.exam import Exam
 from bench.scoring.metrics import METRICS
 from bench.searcher import Searcher, open_study
 
@@ -21,8 +19,7 @@ class Study:
     """A search on a run folder. After an interruption a new Study on the same folder goes on."""
 
     run: Run
-    packs: Packs | Fleet
-    dev: Exam
+    packs: Crew
     reserve: float = 0.0
     """Work to come after the search, in the units of `packs`: a budget must suffice for it too."""
     _best: float = field(default=-math.inf, init=False)
@@ -33,7 +30,7 @@ class Study:
         self._searcher = Searcher(self.optuna, self.space, self.run.metadata.seed)
         self._before: float = self.optuna.user_attrs.get("seconds", 0.0)
         self._started = time.monotonic()
-        self.packs.on_end, self.packs.on_score, self.packs.stops = self._ended, self._scored, self._stops
+        self.packs.listen(self._ended, self._scored, self._stops)
 
     @property
     def seconds(self) -> float:
@@ -47,7 +44,7 @@ class Study:
         """
         self._reconcile()
         most = max(0, num_trials - len(self._labels))
-        self.packs.train(self._jobs(num_trials, budget), self.dev, self.space.rungs, most)
+        self.packs.train(self._jobs(num_trials, budget), "dev", self.space.rungs, most)
         self.save_seconds()
 
     def save_seconds(self) -> None:
@@ -86,7 +83,7 @@ class Study:
     @property
     def _typical(self) -> float:
         """Work of a trial that has not been sampled yet."""
-        return self.packs.typical(self.dev, self.space.rungs)
+        return self.packs.survey.typical("dev", self.space.rungs)
 
     def _reconcile(self) -> None:
         """The run folder is the record: what ended is remembered and told, the rest starts again."""
