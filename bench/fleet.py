@@ -6,7 +6,6 @@ more, alone.
 """
 
 import math
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -266,10 +265,7 @@ class Fleet:
     def _lose(self, item: Item, reason: str) -> None:
         if isinstance(item, Job) and runs.has_ended(item.folder):
             self._ended(item)  # there was no time to say so
-        elif self._share.give_back(item):
-            if isinstance(item, Job):
-                shutil.rmtree(item.folder, ignore_errors=True)
-        elif not self._share.error:
+        elif not self._share.give_back(item) and not self._share.error:
             self._fail(item, f"{reason}, twice")
 
     def _fail(self, item: Item, reason: str) -> None:

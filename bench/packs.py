@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from bench import run as runs
 from bench.base import BaseModel, TrainingData
+from bench.begun import Begun, forget, rewind, write_begun
 from bench.config import TrialConfig
 from bench.errors import BenchError, DeviceError, TrialError, one_line
 from bench.files import replacing
@@ -55,6 +56,9 @@ class Rung(Protocol):
 
     def save_adapter(self, index: int, path: Path) -> None: ...
 
+    def begun(self, index: int) -> Begun:
+        """From which an alive trial can go on another time."""
+
 
 class Trainer(Protocol):
     """Trains configs side by side, the next as soon as a slot is free; see `trainers.loop.train`.
@@ -67,7 +71,7 @@ class Trainer(Protocol):
         self,
         base: BaseModel,
         data: TrainingData,
-        configs: Iterator[TrialConfig],
+        configs: Iterator[TrialConfig | Begun],
         rungs: Sequence[int],
         num_slots: int,
         on_step: Callable[[int], None],
@@ -141,12 +145,11 @@ class _Queue:
             self.again.append(job)
         return bool(self.again)
 
-    def configs(self, start: Callable[[Job], None]) -> Iterator[TrialConfig]:
+    def configs(self, start: Callable[[Job], Begun | None]) -> Iterator[TrialConfig | Begun]:
         while self._filled():
             job = self.again.popleft()
             self.taken.append(job)
-            start(job)
-            yield job.config
+            yield start(job) or job.config
 
     @property
     def running(self) -> list[Job]:
@@ -270,10 +273,12 @@ class Packs:
         queue.restart()
 
     def _train_all(self, queue: _Queue, exam: Exam, rungs: Sequence[int]) -> None:
-        def start(job: Job) -> None:
+        def start(job: Job) -> Begun | None:
             job.started = time.monotonic()
+            begun = rewind(job.folder, job.config)
             runs.start_trial(job.folder, job.config, job.origin)
             self._show(queue)
+            return begun
 
         def on_step(num_trials: int) -> None:
             self._count(num_trials * queue.taken[0].config.batch_size)
@@ -354,10 +359,13 @@ class Packs:
         elif reason := self.stops(job, epoch):
             self._end(job, "pruned", reason)
             rung.stop(index)
+        else:
+            write_begun(job.folder, rung.begun(index))
 
     def _end(self, job: Job, state: runs.State, reason: str | None = None) -> None:
         job.ended = True
         runs.end_trial(job.folder, state, time.monotonic() - job.started, reason)
+        forget(job.folder)
         if reason:
             self.progress.line(f"{job.folder.name} {state}: {reason}")
         self.on_end(job)
