@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from bench.scoring.losses import NUM_PICTURES, Denoising, HeldOutLoss, LossGap
 from bench.scoring.measure import MIN_SET
 from bench.scoring.metrics import METRICS
 from bench.series import Checkpoint, Series
+from bench.shared import Place, Shared, refuse_apart, share, shared_metadata
 from bench.sheet import Sheet, read_sheet
 from bench.space import ModuleChoices, SearchSpace, modules_to_text
 from bench.speed import Speed, measure_speed
@@ -86,6 +87,8 @@ class Command:
     console: Console
     isolated: bool = False
     """Train and examine in child processes, one a device, even where there is one device."""
+    place: Place | None = None
+    """Of a study that others work on too."""
 
     @property
     def say(self) -> Callable[[str], None]:
@@ -136,10 +139,38 @@ def run_search(command: Command) -> Run:
     space = command.space
     with at_work(command, space.name, is_search=True) as (run, crew):
         confirmation = Confirmation(run=run, packs=crew)
-        study = Study(run=run, packs=crew, reserve=confirmation.units)
-        study.search(space.trials, space.budget)
-        confirmation.confirm(lambda: study.seconds)
-        study.save_seconds()
+        with _shared(run, command.place) as shared:
+            study = Study(run=run, packs=crew, reserve=confirmation.units, shared=shared)
+            study.search(space.trials, space.budget)
+            confirmation.confirm(lambda: study.seconds)
+            study.save_seconds()
+    return run
+
+
+def _shared(run: Run, place: Place | None) -> AbstractContextManager[Shared | None]:
+    if place is None:
+        refuse_apart(run)
+        return nullcontext()
+    return share(run, place, takes_over=True)
+
+
+def run_worker(command: Command, place: Place, overrides: Mapping[str, Any]) -> Run:
+    """Work on a search that was begun elsewhere, until it has enough trials; returns the run of this machine.
+
+    The command's name is the search's; `overrides` say where its data or base are here. Raises MismatchError
+    if they are not what it searches.
+    """
+    name = _checked_name(command.name or "")
+    theirs = shared_metadata(place, name)
+    space = resolve(SearchSpace.model_validate(theirs.space), overrides)
+    if theirs.slots_reason:
+        space = space.model_copy(update={"slots": "auto"})
+    command = dataclasses.replace(command, space=space, seed=theirs.seed)
+    with at_work(command, name, is_search=True) as (run, crew):
+        if changed := _changed(run.metadata, theirs):
+            raise MismatchError(f"{name}: is searched with another {', '.join(changed)}")
+        with share(run, place, takes_over=False) as shared:
+            Study(run=run, packs=crew, shared=shared).search(shared.num_wanted, space.budget)
     return run
 
 
@@ -593,19 +624,21 @@ def _create(path: Path, metadata: Metadata, loaded: _Loaded) -> Run:
 
 def _check_same(run: Run, metadata: Metadata) -> None:
     """To go on, a search must be the one that was begun; only how long it lasts may change."""
-    mine, theirs = metadata.space, run.space.model_dump(mode="json")  # with keys that came later
-    # The last four are known by their fingerprints.
-    free = {"trials", "budget", "slots", "devices", "name", "floor", "weights"}
-    free |= {"base", "data", "scorer", "judge"}
-    changed = [f"space.{key}" for key in mine if key not in free and mine[key] != theirs.get(key)]
-    fingerprints = [f"{name}_fingerprint" for name in ("base", "data", "scorer", "judge", "prompts")]
-    changed += [
-        name for name in ("seed", *fingerprints) if getattr(metadata, name) != getattr(run.metadata, name)
-    ]
-    if changed:
+    if changed := _changed(metadata, run.metadata):
         raise MismatchError(
             f"{run.path}: was begun with another {', '.join(changed)}; give another --name for a new run"
         )
+
+
+def _changed(mine: Metadata, known: Metadata) -> list[str]:
+    """What of two runs that should be one search is not the same."""
+    theirs = SearchSpace.model_validate(known.space).model_dump(mode="json")  # with keys that came later
+    # The last four are known by their fingerprints.
+    free = {"trials", "budget", "slots", "devices", "name", "floor", "weights"}
+    free |= {"base", "data", "scorer", "judge"}
+    changed = [f"space.{key}" for key in mine.space if key not in free and mine.space[key] != theirs.get(key)]
+    fingerprints = [f"{name}_fingerprint" for name in ("base", "data", "scorer", "judge", "prompts")]
+    return changed + [name for name in ("seed", *fingerprints) if getattr(mine, name) != getattr(known, name)]
 
 
 def _metadata(name: str, space: SearchSpace, seed: int, loaded: _Loaded, device: str) -> Metadata:
