@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from bench import yaml
 from bench.base import BaseModel, adaptable_names, find_device, load_base, target_names
 from bench.buckets import fit
 from bench.cache import cache_limit
+from bench.cluster import open_cluster
 from bench.confirm import EXAMINED, Confirmation
 from bench.dataset import Dataset, load_dataset
 from bench.encoding import crops_note, encode
@@ -45,7 +46,7 @@ from bench.sheet import Sheet, read_sheet
 from bench.space import ModuleChoices, SearchSpace, modules_to_text
 from bench.speed import Speed, measure_speed
 from bench.study import Study
-from bench.workers import Parent, Worker
+from bench.workers import Child, Parent, Process, Worker
 
 PACKAGES = (
     "torch",
@@ -87,6 +88,8 @@ class Command:
     console: Console
     isolated: bool = False
     """Train and examine in child processes, one a device, even where there is one device."""
+    executor: Literal["local", "ray"] = "local"
+    """Where the child processes are."""
     place: Place | None = None
     """Of a study that others work on too."""
 
@@ -310,15 +313,22 @@ def at_work(
     None of them outlives it. Raises UsageError for one of the `adapters` that does not fit.
     """
     opening = _opening(command, name, is_search)
-    if opening.num_devices == 1 and not command.isolated:
+    if opening.num_devices == 1 and not command.isolated and command.executor == "local":
         with _opened(opening, command) as session, show_progress(command.console) as progress:
             yield session.run, _prepared(session, command.engine, progress, splits, adapters)
         return
     with ExitStack() as stack:
         stack.enter_context(shared_threads(find_device(), opening.num_devices))
+        children: Sequence[Child] = [Process(number) for number in range(opening.num_devices)]
+        if command.executor == "ray":
+            cluster = stack.enter_context(open_cluster(command.space.devices))
+            children, path = cluster.children, opening.path.resolve()
+            opening = dataclasses.replace(
+                opening, path=path, device=cluster.described, num_devices=len(children)
+            )
         load = partial(_open_in_worker, opening, command.engine, splits, adapters)
         fleet = Fleet(
-            [Worker(number=number, load=load) for number in range(opening.num_devices)],
+            [Worker(number=number, child=child, load=load) for number, child in enumerate(children)],
             stack.enter_context(show_progress(command.console)),
             join=lambda metadata: partial(join, opening.path, metadata, command.engine),
             say=command.say,
