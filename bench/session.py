@@ -487,7 +487,8 @@ def _lasting(known: Metadata, given: Metadata) -> Metadata:
 def _with_slots(run: Run, loaded: _Loaded, command: Command, *, write: bool) -> Run:
     """The run with as many slots as fit on this machine; run.json says so if it is this command's own."""
     command.console.print("Finding out how many trials fit side by side.", highlight=False)
-    found = find_fit(loaded.base, run.space, command.engine.train, loaded.num_devices)
+    own = loaded.num_devices, len(loaded.dataset.train)
+    found = find_fit(loaded.base, run.space, command.engine.train, *own)
     command.console.print(f"Side by side: {found.slots}: {found.reason}.", highlight=False, soft_wrap=True)
     space = {**run.metadata.space, "slots": found.slots}
     metadata = dataclasses.replace(run.metadata, space=space, slots_reason=found.reason)
