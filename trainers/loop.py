@@ -229,10 +229,11 @@ class Pack:
         gradients = [gradient for _, gradient in found]
         alone = len(found) * self._processes.number == 1
         gradient = gradients[0] if alone else _mean(gradients)
-        if self._has_prior:
-            prior = self._gradients(PRIOR, draw_prior, steps)
-            gradient = gradient + _mean([gradient for _, gradient in prior])
         self._processes.average(gradient, losses)
+        if self._has_prior:
+            prior = _mean([gradient for _, gradient in self._gradients(PRIOR, draw_prior, steps)])
+            self._processes.average(prior)  # by itself: the same bits whoever has which part
+            gradient = gradient + prior
         self._optimizer.update(self.slots.weights, gradient, configs, rates, steps)
         self.slots.average(steps)
         for trial in self.trials:
