@@ -35,6 +35,7 @@ from bench.scoring.statistics import mean_stderr
 from bench.training_progress import TrainingProgress, show_training
 from trainers.checkpoints import (
     ADAPTER,
+    EFFECTIVE_BATCH,
     Checkpoint,
     find_checkpoints,
     read_checkpoint,
@@ -63,7 +64,6 @@ FREE = {
     *("batch_size", "gradient_accumulation_steps"),
 }
 """Keys that may change between the beginning of a training and its end."""
-EFFECTIVE_BATCH = "train_batch_size x gradient_accumulation_steps x processes"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
