@@ -42,6 +42,7 @@ Layout = Literal["diffusers", "kohya"]
 Tensors = dict[str, torch.Tensor]
 OPTIMIZERS = {
     "adamw": "torch.optim.adamw.AdamW(weight_decay={decay:g})",
+    "adamw8bit": "bitsandbytes.optim.adamw.AdamW8bit(weight_decay={decay:g})",
     "prodigy": "prodigyopt.prodigy.Prodigy(weight_decay={decay:g},decouple=True,use_bias_correction=True,"
     "safeguard_warmup=True)",
 }

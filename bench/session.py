@@ -22,6 +22,7 @@ from bench import yaml
 from bench.base import BaseModel, adaptable_names, find_device, load_base, target_names
 from bench.buckets import fit
 from bench.cache import cache_limit
+from bench.config import refuse_missing_8bit
 from bench.confirm import EXAMINED, Confirmation
 from bench.dataset import Dataset, load_dataset
 from bench.encoding import crops_note, encode
@@ -128,6 +129,8 @@ def run_search(command: Command) -> Run:
     Everything is checked before anything is written: raises a BenchError.
     """
     space = command.space
+    if "adamw8bit" in space.optimizers:
+        refuse_missing_8bit()
     opened = open_session(command, space.name, is_search=True)
     with opened as session, show_progress(command.console) as progress:
         own = packs_of(session, command.engine, progress)
@@ -143,6 +146,8 @@ def run_search(command: Command) -> Run:
 
 def run_floor(command: Command) -> Run:
     """Measure the noise floor of a space's default configuration; a search of that name builds on it."""
+    if command.space.default.optimizer == "adamw8bit":
+        refuse_missing_8bit()
     opened = open_session(command, command.space.name)
     with opened as session, show_progress(command.console) as progress:
         own = packs_of(session, command.engine, progress)

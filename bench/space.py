@@ -412,6 +412,12 @@ class SearchSpace(Spec):
                 return self.default.prior_weight > 0
 
     @property
+    def optimizers(self) -> tuple[str, ...]:
+        """That any trial may have."""
+        searched = self.parameters.optimizer
+        return searched.choices if searched else (self.default.optimizer,)
+
+    @property
     def variants(self) -> Variants:
         """Of pictures and captions that any trial may draw among."""
         names = ("flip", "crops", "shuffle_caption", "keep_tags")

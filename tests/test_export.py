@@ -125,6 +125,10 @@ OPTIONS: list[tuple[dict[str, Any], dict[str, str]]] = [
             "ss_unet_lr": "1.0",
         },
     ),
+    (
+        {"optimizer": "adamw8bit", "weight_decay": 0.1},
+        {"ss_optimizer": "bitsandbytes.optim.adamw.AdamW8bit(weight_decay=0.1)"},
+    ),
     ({"warmup_steps": 20}, {"ss_lr_scheduler": "constant_with_warmup"}),
     (
         {"flip": True, "crops": 4, "shuffle_caption": True, "keep_tags": 2, "caption_dropout": 0.1},

@@ -33,7 +33,7 @@ def space(**changes: Any) -> SearchSpace:
 def test_options_of_a_training_are_searched_and_prodigy_finds_its_rate() -> None:
     parameters = {
         "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
-        "optimizer": {"choices": ["adamw", "prodigy"]},
+        "optimizer": {"choices": ["adamw", "adamw8bit", "prodigy"]},
         "lr_scheduler": {"choices": ["constant", "cosine"]},
         "rslora": {"choices": [True, False]},
         "min_snr_gamma": {"choices": [0, 5]},
@@ -46,7 +46,8 @@ def test_options_of_a_training_are_searched_and_prodigy_finds_its_rate() -> None
     config = mine.config_of(point)
     assert (config.optimizer, config.learning_rate) == ("prodigy", 1)
     assert mine.config_of(mine.parameters_of(config)) == config
-    assert mine.config_of(point | {"optimizer": "adamw"}).learning_rate == 2e-3
+    for name in ("adamw", "adamw8bit"):
+        assert mine.config_of(point | {"optimizer": name}).learning_rate == 2e-3
 
 
 def test_tags_that_stay_are_searched_where_tags_are_shuffled() -> None:

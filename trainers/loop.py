@@ -334,7 +334,7 @@ class Pack:
         share = configs[0].batch_size // self._processes.number
         self.slots = Slots(self._base.unet, configs, math.ceil(share / self._num_parts))
         given = self.slots.weights, self.slots.num_A, self.slots.factor
-        self._optimizer = RowOptimizer(*given, configs)
+        self._optimizer = RowOptimizer(*given, configs, self.slots.tensors)
         self.slots.__enter__()  # once nothing can run out of memory any more
         for slot, trial in enumerate(trials):
             if trial.index in begun:
@@ -348,6 +348,7 @@ class Pack:
         for name, numbers in self._optimizer.numbers.items():
             if name in state:
                 numbers[slot] = state[name]["numbers"]
+        self._optimizer.go_on(slot, self.slots.weights[slot], state)
 
     def _attach_again(self, trials: Sequence[Trial]) -> None:
         """In slots of other shapes, where those that have begun go on."""
@@ -366,7 +367,8 @@ class Pack:
     def _state(self, slot: int) -> "State":
         rows = {name: self.slots.read(rows, slot) for name, rows in self._rows().items()}
         numbers = self._optimizer.numbers.items()
-        return rows | {name: {"numbers": of_all[slot].cpu().clone()} for name, of_all in numbers}
+        of_row = {name: {"numbers": of_all[slot].cpu().clone()} for name, of_all in numbers}
+        return rows | of_row | self._optimizer.state(slot)
 
     def _rows(self) -> dict[str, torch.Tensor]:
         return self.slots.rows | self._optimizer.rows

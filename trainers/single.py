@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from bench.base import BaseModel, TrainingData, adaptable_names, load_base, target_names
-from bench.config import MAX_BATCH, TrainingConfig, TrialConfig
+from bench.config import MAX_BATCH, TrainingConfig, TrialConfig, refuse_missing_8bit
 from bench.dataset import Example, content_of, load_training_images
 from bench.encoding import crops_note, encode
 from bench.errors import BenchError, MismatchError, TrialError, UsageError
@@ -129,6 +129,8 @@ def run_training(config: TrainingConfig, console: Console) -> Path:
 def _claimed(config: TrainingConfig, held: ExitStack) -> Upload | None:
     """Once the output folder is this training's alone, what will be uploaded, if anything."""
     refuse_missing(config.report_to)
+    if config.optimizer == "adamw8bit":
+        refuse_missing_8bit()
     output, upload = Path(config.output_dir), None
     if config.hub_model_id:
         upload = prepared(export_folder(output), config.hub_model_id, private=True)
