@@ -489,6 +489,7 @@ def command_of(
         seed=seed,
         engine=Engine(train=train, attach=attach),
         console=console,
+        isolated=True,
     )
 
 

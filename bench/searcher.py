@@ -6,10 +6,10 @@ It knows configurations and scores, neither folders nor models, so that a search
 import hashlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from bench.config import TrialConfig
 from bench.pruning import Standing, Standings
@@ -66,7 +66,7 @@ class Searcher:
         trial = self.study.ask(fixed_distributions=self._space.distributions)
         trial.set_user_attr("label", label)
         self._running[label] = trial
-        return self._space.config_of(trial.params).model_copy(update={"seed": self._seed})
+        return self._config(trial.params)
 
     @property
     def running(self) -> Collection[str]:
@@ -98,17 +98,21 @@ class Searcher:
         else:
             self.study.tell(trial, state=TrialState.PRUNED if end == "pruned" else TrialState.FAIL)
 
-    def interrupted(self) -> list[str]:
-        """Labels of trials that were running when the search was interrupted; they are running again."""
-        frozen = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for trial in frozen:
-            self._running[_label(trial)] = optuna.Trial(self.study, trial._trial_id)
-        return [_label(trial) for trial in frozen]
+    def interrupted(self) -> dict[str, TrialConfig]:
+        """Trials that were running when the search was interrupted, by label; they are running again."""
+        configs = {}
+        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            trial = optuna.Trial(self.study, frozen._trial_id)
+            if "label" in frozen.user_attrs:
+                label = str(frozen.user_attrs["label"])
+                self._running[label], configs[label] = trial, self._config(frozen.params)
+            else:  # not even begun
+                self.study.enqueue_trial(frozen.params)
+                self.study.tell(trial, state=TrialState.FAIL)
+        return configs
 
-    def again(self, label: str) -> None:
-        """A running trial of which nothing is left: its configuration is asked again."""
-        self.study.enqueue_trial(self._running[label].params)
-        self.ended(label, "failed", 0)
+    def _config(self, params: dict[str, Any]) -> TrialConfig:
+        return self._space.config_of(params).model_copy(update={"seed": self._seed})
 
     def _join(self, trial: optuna.Trial, label: str, epoch: int, values: tuple[float, ...]) -> None:
         if (label, epoch) in self._joined:
@@ -121,10 +125,6 @@ class Searcher:
             user_attrs={"label": label, "nested": True},
         )
         self.study.add_trial(earlier)
-
-
-def _label(trial: FrozenTrial) -> str:
-    return str(trial.user_attrs.get("label"))
 
 
 def open_study(file: Path, name: str, space: SearchSpace) -> optuna.Study:

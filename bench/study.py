@@ -5,13 +5,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 
 from bench import run as runs
-from bench.fleet import Fleet
-from bench.packs import Job, Packs
+from bench.config import TrialConfig
+from bench.packs import Crew, Job
 from bench.run import Evaluation, Run, TrialRecord
-from bench.scoring.exam import Exam
 from bench.scoring.metrics import METRICS
 from bench.searcher import Searcher, open_study
 
@@ -21,8 +20,7 @@ class Study:
     """A search on a run folder. After an interruption a new Study on the same folder goes on."""
 
     run: Run
-    packs: Packs | Fleet
-    dev: Exam
+    packs: Crew
     reserve: float = 0.0
     """Work to come after the search, in the units of `packs`: a budget must suffice for it too."""
     _best: float = field(default=-math.inf, init=False)
@@ -33,7 +31,7 @@ class Study:
         self._searcher = Searcher(self.optuna, self.space, self.run.metadata.seed)
         self._before: float = self.optuna.user_attrs.get("seconds", 0.0)
         self._started = time.monotonic()
-        self.packs.on_end, self.packs.on_score, self.packs.stops = self._ended, self._scored, self._stops
+        self.packs.listen(self._ended, self._scored, self._stops)
 
     @property
     def seconds(self) -> float:
@@ -45,9 +43,10 @@ class Study:
 
         As many as there are slots are trained, however small the budget: there must be something to confirm.
         """
-        self._reconcile()
-        most = max(0, num_trials - len(self._labels))
-        self.packs.train(self._jobs(num_trials, budget), self.dev, self.space.rungs, most)
+        again = self._reconcile()
+        most = len(again) + max(0, num_trials - len(self._labels))
+        jobs = chain(again, self._jobs(num_trials, budget))
+        self.packs.train(jobs, "dev", self.space.rungs, most)
         self.save_seconds()
 
     def save_seconds(self) -> None:
@@ -60,10 +59,12 @@ class Study:
             to_come = (left + running / 2) * self._typical + self.reserve
             self.packs.progress.total(self.packs.done + to_come)
             number = next(n for n in count() if self._is_free(n))
-            config = self._searcher.ask(f"{number:04d}")
-            is_default = self.space.parameters_of(config) == self.space.parameters_of(self.space.default)
-            origin = "default" if is_default else "sampled"
-            yield Job(folder=self.run.trial_folder(number), config=config, origin=origin)
+            yield self._job(f"{number:04d}", self._searcher.ask(f"{number:04d}"))
+
+    def _job(self, label: str, config: TrialConfig) -> Job:
+        is_default = self.space.parameters_of(config) == self.space.parameters_of(self.space.default)
+        origin = "default" if is_default else "sampled"
+        return Job(folder=self.run.trial_folder(int(label)), config=config, origin=origin)
 
     @property
     def _labels(self) -> set[str]:
@@ -86,22 +87,21 @@ class Study:
     @property
     def _typical(self) -> float:
         """Work of a trial that has not been sampled yet."""
-        return self.packs.typical(self.dev, self.space.rungs)
+        return self.packs.survey.typical("dev", self.space.rungs)
 
-    def _reconcile(self) -> None:
-        """The run folder is the record: what ended is remembered and told, the rest starts again."""
+    def _reconcile(self) -> list[Job]:
+        """The run folder is the record: what ended is remembered and told, the rest goes on."""
         records = {record.label: record for record in self.run.trials()}
         interrupted = self._searcher.interrupted()
         for record in records.values():
-            if record.state == "running":
-                shutil.rmtree(record.path)
-            else:
+            if record.state != "running" or record.label in interrupted:
                 self._remember(record)
-        for label in interrupted:
-            if label in records and records[label].state != "running":
-                self._tell(records[label])
             else:
-                self._searcher.again(label)
+                shutil.rmtree(record.path)
+        ended = [label for label in interrupted if label in records and records[label].state != "running"]
+        for label in ended:
+            self._tell(records[label])
+        return [self._job(label, config) for label, config in interrupted.items() if label not in ended]
 
     def _remember(self, record: TrialRecord) -> None:
         for epoch in record.epochs:

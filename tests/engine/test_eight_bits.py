@@ -99,19 +99,20 @@ def test_a_slot_begins_anew(base: BaseModel, data: TrainingData) -> None:
 
 
 def test_a_checkpoint_goes_on_to_the_same_bits(base: BaseModel, data: TrainingData, tmp_path: Path) -> None:
-    def trial(step: int = 0) -> Trial:
-        return Trial(0, EIGHT, [(2, 10)], step)
+    def trial() -> Trial:
+        return Trial(0, EIGHT, [(2, 10)])
 
     with Pack(base, data, [whole := trial()]) as pack:
         pack.advance(lambda number: None, 10)
-        expected = pack.states()[0]
+        expected = pack.state(whole)
     with Pack(base, data, [half := trial()]) as pack:
         pack.advance(lambda number: None, 4)
-        checkpoint = Checkpoint(step=4, state=pack.states()[0], losses=half.losses)
+        checkpoint = Checkpoint(step=4, state=pack.state(half), losses=half.losses)
         folder = write_checkpoint(tmp_path, checkpoint, EIGHT, {}, None)
-    with Pack(base, data, [rest := trial(4)], {0: read_checkpoint(folder).state}) as pack:
+    rest = Trial(0, EIGHT, [(2, 10)], step=4, state=read_checkpoint(folder).state)
+    with Pack(base, data, [rest]) as pack:
         pack.advance(lambda number: None, 6)
-        found = pack.states()[0]
+        found = pack.state(rest)
     assert found.keys() == expected.keys() == {"weights", "mean", "square", "mean scales", "square scales"}
     assert {tensor.dtype for tensor in found["mean"].values()} >= {torch.uint8}
     if base.device.type == "cpu":
