@@ -23,6 +23,7 @@ from bench.base import BaseModel, adaptable_names, find_device, load_base, targe
 from bench.buckets import fit
 from bench.cache import cache_limit
 from bench.cluster import open_cluster
+from bench.config import refuse_missing_8bit
 from bench.confirm import EXAMINED, Confirmation
 from bench.dataset import Dataset, load_dataset
 from bench.encoding import crops_note, encode
@@ -140,6 +141,8 @@ def run_search(command: Command) -> Run:
     Everything is checked before anything is written: raises a BenchError.
     """
     space = command.space
+    if "adamw8bit" in space.optimizers:
+        refuse_missing_8bit()
     with at_work(command, space.name, is_search=True) as (run, crew):
         confirmation = Confirmation(run=run, packs=crew)
         with _shared(run, command.place) as shared:
@@ -179,6 +182,8 @@ def run_worker(command: Command, place: Place, overrides: Mapping[str, Any]) -> 
 
 def run_floor(command: Command) -> Run:
     """Measure the noise floor of a space's default configuration; a search of that name builds on it."""
+    if command.space.default.optimizer == "adamw8bit":
+        refuse_missing_8bit()
     with at_work(command, command.space.name) as (run, crew):
         Confirmation(run=run, packs=crew).floor()
     return run
@@ -484,15 +489,16 @@ class _Opening:
         lock()
         run = _open(self.path, metadata, self.is_search) or _create(self.path, metadata, loaded)
         if run.space.slots == "auto":
-            run = self._with_slots(run, loaded.base, say, write=self.is_search or run.metadata == metadata)
+            run = self._with_slots(run, loaded, say, write=self.is_search or run.metadata == metadata)
         data = f"data {loaded.dataset.name}: {len(loaded.dataset.train)} images to train on"
         say(f"Run: {self.path}  (base {loaded.base.name}, {data})")
         return loaded.session(run)
 
-    def _with_slots(self, run: Run, base: BaseModel, say: Callable[[str], None], *, write: bool) -> Run:
+    def _with_slots(self, run: Run, loaded: _Loaded, say: Callable[[str], None], *, write: bool) -> Run:
         """The run with as many slots as fit on this machine; run.json says so if it is this command's own."""
         say("Finding out how many trials fit side by side.")
-        found = find_fit(base, run.space, self.trainer, self.num_devices)
+        num_pictures = len(loaded.dataset.train)
+        found = find_fit(loaded.base, run.space, self.trainer, self.num_devices, num_pictures)
         say(f"Side by side: {found.slots}: {found.reason}.")
         space = {**run.metadata.space, "slots": found.slots}
         metadata = dataclasses.replace(run.metadata, space=space, slots_reason=found.reason)
