@@ -198,6 +198,7 @@ def kohya_metadata(exported: Exported, tensors: Tensors, kind: Kind) -> dict[str
         "ss_v2": kind.is_v2,
         "ss_learning_rate": config.learning_rate,
         "ss_unet_lr": config.learning_rate,
+        "ss_text_encoder_lr": config.text_encoder_learning_rate,
         "ss_lr_scheduler": schedule,
         "ss_lr_warmup_steps": config.warmup_steps,
         "ss_optimizer": f"torch.optim.adamw.AdamW(weight_decay={config.weight_decay:g})",

@@ -19,10 +19,20 @@ class RowOptimizer:
     """
 
     def __init__(
-        self, weights: torch.Tensor, num_A: int, factor: torch.Tensor, configs: Sequence[TrialConfig] = ()
+        self,
+        weights: torch.Tensor,
+        num_A: int,
+        factor: torch.Tensor,
+        configs: Sequence[TrialConfig] = (),
+        num_text: tuple[int, int] = (0, 0),
     ) -> None:
-        """Gradients are of the first `num_A` weights of a row, and of `factor` (K, 1) times the others."""
+        """Gradients are of the first `num_A` weights of a row, and of `factor` (K, 1) times the others.
+
+        Of these A's, and of the B's after them, the last `num_text` are the text encoders'.
+        """
         self._num_A, self._factor = num_A, factor
+        self._ends = (num_A - num_text[0], num_A, weights.shape[1] - num_text[1], weights.shape[1])
+        """Of A's of the UNet, A's of text encoders, B's of both."""
         self._mean, self._square = torch.zeros_like(weights), torch.zeros_like(weights)
         self._prodigy = Prodigy(weights) if any(c.optimizer == "prodigy" for c in configs) else None
 
@@ -79,7 +89,7 @@ class RowOptimizer:
         parts = gradient[:, : self._num_A], gradient[:, self._num_A :]
         of_A, of_B = (torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts)
         norms = torch.hypot(of_A, of_B * self._factor[:, 0])
-        scaled = gradient, self._num_A, self._factor, norms
+        scaled = gradient, self._ends, self._factor, norms
         kernels.adamw(weights, self._mean, self._square, *scaled, numbers, BETAS, EPSILON)
         for row, (config, rate, step) in enumerate(zip(configs, rates, steps, strict=True)):
             if config.optimizer == "prodigy":
@@ -103,10 +113,7 @@ class RowOptimizer:
         if config.optimizer == "prodigy":
             self._find_size(weights, gradient, row, config, rate, step)
             return
-        of_A, of_B = slice(self._num_A), slice(self._num_A, None)
-        same = config.lora_plus == 1
-        parts = [(slice(None), rate)] if same else [(of_A, rate), (of_B, rate * config.lora_plus)]
-        for part, part_rate in parts:
+        for part, part_rate in self._parts(config, rate):
             adamw(
                 [weights[part]],
                 [gradient[part]],
@@ -123,6 +130,13 @@ class RowOptimizer:
                 eps=EPSILON,
                 maximize=False,
             )
+
+    def _parts(self, config: TrialConfig, rate: float) -> list[tuple[slice, float]]:
+        """Weights of a row that share a learning rate, and what it is if that of the UNet's A is `rate`."""
+        if config.lora_plus == 1 and not config.trains_text:
+            return [(slice(None), rate)]
+        given = zip((0, *self._ends), self._ends, _rates(config, rate), strict=False)
+        return [(slice(start, end), part_rate) for start, end, part_rate in given if start < end]
 
     def _find_size(
         self,
@@ -153,13 +167,20 @@ def rate_at(config: TrialConfig, step: int, num_steps: int) -> float:
             return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
+def _rates(config: TrialConfig, rate: float) -> tuple[float, float, float, float]:
+    """Of A's of the UNet, A's of text encoders, B's of both; a schedule is the same for all."""
+    of_text = rate * config.text_encoder_learning_rate / config.learning_rate
+    return rate, of_text, rate * config.lora_plus, of_text * config.lora_plus
+
+
 def _numbers(config: TrialConfig, rate: float, step: int) -> tuple[float, ...]:
-    """Of a row: largest norm, 1 − β₂ᵗ; of A, then of B: rate / (1 − β₁ᵗ), 1 − rate · decay.
+    """Of a row: largest norm, 1 − β₂ᵗ; of each of its parts: rate / (1 − β₁ᵗ), 1 − rate · decay.
 
     The norm is negative for a row that AdamW leaves alone.
     """
     corrections = [1 - beta ** (step + 1) for beta in BETAS]
-    rates = rate, rate * config.lora_plus
-    of_parts = [(each / corrections[0], 1 - each * config.weight_decay) for each in rates]
     most = config.max_grad_norm if config.optimizer == "adamw" else -1.0
-    return most, corrections[1], *of_parts[0], *of_parts[1]
+    numbers = [most, corrections[1]]
+    for each in _rates(config, rate):
+        numbers += [each / corrections[0], 1 - each * config.weight_decay]
+    return tuple(numbers)
