@@ -133,7 +133,8 @@ class RowOptimizer:
 
     def _parts(self, config: TrialConfig, rate: float) -> list[tuple[slice, float]]:
         """Weights of a row that share a learning rate, and what it is if that of the UNet's A is `rate`."""
-        if config.lora_plus == 1 and not config.trains_text:
+        has_text = self._ends[0] < self._ends[1]
+        if config.lora_plus == 1 and not has_text:
             return [(slice(None), rate)]
         given = zip((0, *self._ends), self._ends, _rates(config, rate), strict=False)
         return [(slice(start, end), part_rate) for start, end, part_rate in given if start < end]

@@ -573,8 +573,9 @@ def test_trained_text_encoders_draw_the_same_from_every_file_and_in_diffusers(
     winner = winner_of(run)
     given = {"learning_rate": 1e-2, "text_encoder_learning_rate": 5e-2, "target_modules": "all"}
     config = winner.config.model_copy(update=given)
-    rung = next(train(base, random_latents(base), iter([config]), [config.epochs], 1))
-    rung.save_adapter(0, winner.adapter)
+    rungs = train(base, random_latents(base), iter([config]), [config.epochs], 1)
+    next(rungs).save_adapter(0, winner.adapter)
+    rungs.close()
     files = export(replace(winner, config=config), {"diffusers", "kohya"})
     diffusers, kohya = files / DIFFUSERS_FILE, files / winner.kohya_file
     of_unet = tmp_path / "unet.safetensors"

@@ -45,7 +45,8 @@ def assert_close(ours: Adapter, theirs: Adapter) -> None:
 
 
 def trained(base: BaseModel, data: TrainingData, configs: Sequence[TrialConfig]) -> list[Adapter]:
-    rung = next(train(base, data, iter(configs), [configs[0].epochs], len(configs)))
+    rungs = train(base, data, iter(configs), [configs[0].epochs], len(configs))
+    rung = next(rungs)  # as long as `rungs` is there
     return [rung.adapter(index) for index in rung.alive]
 
 
