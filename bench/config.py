@@ -29,12 +29,14 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "all": ATTENTION + FEED_FORWARD + CONVOLUTIONS,
 }
 assert set(PRESETS) == set(get_args(Preset))
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""Of a text encoder, what diffusers' scripts adapt."""
 MAX_RANK, MAX_BATCH = 1024, 1024
 MAX_CROPS, MAX_TAGS = 64, 1000
 NUM_CLASS_IMAGES, MAX_CLASS_IMAGES = 64, 10_000
 NO_CLASS = "needs class_prompt, as in: a dog; or a trigger, without which captions tell the class"
-FOUND = {"learning_rate": 1, "lora_plus": 1}
-"""What Prodigy leaves no choice of."""
+FOUND = {"learning_rate": 1, "lora_plus": 1, "text_encoder_learning_rate": 0}
+"""What Prodigy leaves no choice of: it finds one rate for all weights."""
 GUIDE_NAMES = {
     "rank": "lora_rank",
     "alpha": "lora_alpha",
@@ -69,8 +71,12 @@ class TrialConfig(Spec):
     """A preset, or endings of module names as PEFT takes them."""
     batch_size: int = Field(4, ge=1, le=MAX_BATCH, validation_alias=_names("batch_size"))
     optimizer: Literal["adamw", "prodigy", "adamw8bit"] = "adamw"
-    """Prodigy finds the rate itself: `learning_rate` is 1. Mishchenko & Defazio 2023 (arXiv 2306.06101).
-    adamw8bit keeps moments in 8 bits and needs `bench[8bit]`. Dettmers et al. 2022 (arXiv 2110.02861)."""
+    """Prodigy finds the rate itself: `learning_rate` is 1, and the text encoders stay frozen.
+    Mishchenko & Defazio 2023 (arXiv 2306.06101). adamw8bit keeps moments in 8 bits and needs `bench[8bit]`.
+    Dettmers et al. 2022 (arXiv 2110.02861)."""
+    text_encoder_learning_rate: Number = Field(0.0, ge=0, le=1)
+    """Of the adapters that the attention of the text encoders gets too, of the same rank and alpha; 0: none,
+    the text encoders stay frozen."""
     weight_decay: Number = Field(0.01, ge=0)
     max_grad_norm: Number = Field(1.0, gt=0)
     warmup_steps: int = Field(0, ge=0)
@@ -127,8 +133,13 @@ class TrialConfig(Spec):
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
+    @property
+    def trains_text(self) -> bool:
+        """Whether the text encoders get adapters too."""
+        return self.text_encoder_learning_rate > 0
+
     def rank_of(self, module: str) -> int:
-        """Of a module by its name in the UNet."""
+        """Of a module by its name in the UNet, or of a text encoder's by its name in a file."""
         of_block = {"down": self.rank_down, "mid": self.rank_mid, "up": self.rank_up}
         return of_block.get(module.partition("_")[0]) or self.rank
 

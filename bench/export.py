@@ -241,7 +241,7 @@ def _of_optimizer(config: TrialConfig) -> dict[str, object]:
     return {
         "ss_learning_rate": config.learning_rate,
         "ss_unet_lr": config.learning_rate,
-        "ss_text_encoder_lr": 0.0,
+        "ss_text_encoder_lr": config.text_encoder_learning_rate,
         "ss_lr_scheduler": "constant_with_warmup" if warmed else config.lr_scheduler,
         "ss_lr_warmup_steps": config.warmup_steps,
         "ss_optimizer": OPTIMIZERS[config.optimizer].format(decay=config.weight_decay),

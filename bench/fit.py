@@ -113,8 +113,11 @@ def slots_that_pay(one: float, two: float) -> int:
 
 
 def heaviest(base: BaseModel, space: SearchSpace) -> TrialConfig:
-    """The default at the highest rank and with the most modules that a space may sample."""
+    """The default at the highest rank and with the most modules that a space may sample, and with the text
+    encoders if any trial may train them."""
     point = space.parameters_of(space.default)
+    if "text_encoder_learning_rate" in point:
+        point["text_encoder_learning_rate"] = space.highest("text_encoder_learning_rate")
     rank, modules = space.parameters.rank, space.parameters.target_modules
     if isinstance(rank, IntChoices):
         point["rank"] = max(rank.choices)

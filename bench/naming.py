@@ -137,14 +137,14 @@ def kohya_names(part: Part, modules: Sequence[str], layers_per_block: int) -> di
     if part == "unet":
         return {name: "lora_unet_" + _flat(sgm) for name, sgm in sgm_names(modules, layers_per_block).items()}
     prefix = "lora_te1_" if part == "text_encoder" else "lora_te2_"
-    return {name: prefix + _flat(_clip_name(name)) for name in modules}
+    return {name: prefix + _flat(clip_name(name)) for name in modules}
 
 
 def kohya_sd_names(part: Part, modules: Sequence[str]) -> dict[str, str]:
     """The same for an SD 1.x or 2.x, whose UNet's modules keep diffusers' names."""
     if part == "unet":
         return {name: "lora_unet_" + _flat(name) for name in modules}
-    return {name: "lora_te_" + _flat(_clip_name(name)) for name in modules}
+    return {name: "lora_te_" + _flat(clip_name(name)) for name in modules}
 
 
 def sgm_names(modules: Sequence[str], layers_per_block: int) -> dict[str, str]:
@@ -180,8 +180,8 @@ def _processor(name: str) -> list[str]:
     return [f"{match[1]}.processor.{match[2]}"] if match else []
 
 
-def _clip_name(name: str) -> str:
-    """text_projection lies beside the text model."""
+def clip_name(name: str) -> str:
+    """In files, of a text encoder's module; text_projection lies beside the text model."""
     inside = name.startswith((CLIP_PREFIX, "text_projection"))
     return name if inside else CLIP_PREFIX + name
 

@@ -290,6 +290,7 @@ def _check_fit(base: BaseModel, engine: Engine, files: Iterable[Path]) -> None:
 
 def packs_of(session: Session, engine: Engine, progress: Progress) -> Packs:
     space, base, train = session.run.space, session.base, session.dataset.train
+    base.keeps_text_encoders = space.trains_text
     data = encode(base, train, mixed=space.buckets, variants=space.variants, balance=space.balance)
     if space.has_prior:
         data = with_prior(base, data, train, space.class_prompt, space.trigger, space.class_images)

@@ -131,6 +131,7 @@ class Parameters(Spec):
     epochs: IntChoices | None = None
     target_modules: ModuleChoices | None = None
     optimizer: WordChoices | None = None
+    text_encoder_learning_rate: Numbers | None = None
     weight_decay: Numbers | None = None
     max_grad_norm: Numbers | None = None
     warmup_steps: Integers | None = None
@@ -403,13 +404,23 @@ class SearchSpace(Spec):
     @property
     def has_prior(self) -> bool:
         """Whether any trial may train on images of the class."""
-        match self.parameters.prior_weight:
+        return self.highest("prior_weight") > 0
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether any trial may train the text encoders."""
+        return self.highest("text_encoder_learning_rate") > 0
+
+    def highest(self, name: str) -> float:
+        """Of a number, in any trial."""
+        match getattr(self.parameters, name):
             case Range(high=most):
-                return most > 0
+                return most
             case Choices(choices=listed):
-                return max(listed) > 0
+                return max(listed)
             case _:
-                return self.default.prior_weight > 0
+                value: float = getattr(self.default, name)
+                return value
 
     @property
     def optimizers(self) -> tuple[str, ...]:

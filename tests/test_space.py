@@ -39,15 +39,19 @@ def test_options_of_a_training_are_searched_and_prodigy_finds_its_rate() -> None
         "min_snr_gamma": {"choices": [0, 5]},
         "rank_up": {"choices": [4, 16]},
         "ema": {"low": 0, "high": 0.99},
+        "text_encoder_learning_rate": {"choices": [0, 1e-5]},
     }
     default = {"rank": 8, "alpha": 8, "learning_rate": 1e-3, "epochs": 2, "rank_up": 4}
     mine = space(parameters=parameters, default=default)
-    point = mine.parameters_of(mine.default) | {"optimizer": "prodigy", "learning_rate": 2e-3}
+    found = {"learning_rate": 2e-3, "text_encoder_learning_rate": 1e-5}
+    point = mine.parameters_of(mine.default) | {"optimizer": "prodigy", **found}
     config = mine.config_of(point)
-    assert (config.optimizer, config.learning_rate) == ("prodigy", 1)
+    assert (config.optimizer, config.learning_rate, config.trains_text) == ("prodigy", 1, False)
+    assert mine.trains_text and not space().trains_text
     assert mine.config_of(mine.parameters_of(config)) == config
     for name in ("adamw", "adamw8bit"):
-        assert mine.config_of(point | {"optimizer": name}).learning_rate == 2e-3
+        config = mine.config_of(point | {"optimizer": name})
+        assert (config.learning_rate, config.text_encoder_learning_rate) == (2e-3, 1e-5)
 
 
 def test_tags_that_stay_are_searched_where_tags_are_shuffled() -> None:

@@ -24,6 +24,7 @@ from trainers.lora import METADATA, PREFIX, Adapter, Attached, Slots
 
 PEFT_CONFIG = "adapter_config.json"
 """What PEFT's own `save_pretrained` writes beside an adapter."""
+TEXT_PARTS: tuple[Part, ...] = ("text_encoder", "text_encoder_2")
 Parts = dict[Part, Adapter]
 """An adapter's modules, by the network that they belong to."""
 BASE_CHANGING = ("pissa", "corda", "olora", "loftq", "lora_ga")
@@ -97,6 +98,18 @@ class Reader:
             read = self.base.encode_prompts(prompts), self.base.encode_empty()
         self.base.release_encoders()
         return read
+
+
+def reader_of(base: BaseModel, adapter: Adapter, config: TrialConfig) -> Reader:
+    """How prompts are read with an adapter that has trained the text encoders."""
+    parts: Parts = {}
+    for part in (part for part in TEXT_PARTS if part in base.family.text_encoders):
+        prefix, spellings = f"{part}.", clip_spellings(adaptable_names(base.encoder(part)))
+        mine = {key.removeprefix(prefix): tensor for key, tensor in adapter.items() if key.startswith(prefix)}
+        parts[part] = _renamed(mine, spellings, "an adapter", base.name)
+        for name in _modules(parts[part]):
+            parts[part][f"{name}.lora_B.weight"] = parts[part][f"{name}.lora_B.weight"] * config.scale
+    return Reader(base, parts)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Stacked adapters: K LoRAs side by side on one frozen UNet.
+"""Stacked adapters: K LoRAs side by side on one frozen UNet, and on its text encoders if they are trained.
 
 Every target module keeps its frozen base and gains, for each of K slots, A and B of shape (rank, in)
 and (out, rank). A batch is ordered by slot: its first 1/K goes through slot 0, the next through slot 1,
@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +21,17 @@ from torch import nn
 
 from bench.base import Reader, adaptable_names, target_names
 from bench.blocks import linear, text_readers
-from bench.config import TrialConfig
+from bench.config import TEXT_ATTENTION, TrialConfig
 from bench.errors import UsageError
 from bench.graphs import aside
+from bench.naming import clip_name
 from trainers.dropout import Mask, Masked, Masks
 
 PREFIX, METADATA = "unet.", "lora_adapter_metadata"
 """Of the keys, and of the description, in a file that diffusers writes and reads."""
 Adapter = dict[str, torch.Tensor]
-"""`<module>.lora_A.weight` and `<module>.lora_B.weight` in PEFT's layout, unpadded, float32."""
+"""`<module>.lora_A.weight` and `<module>.lora_B.weight` in PEFT's layout, unpadded, float32; a text encoder's
+modules are named as in files, `text_encoder.text_model.…`."""
 
 
 class SlotModule(nn.Module):
@@ -241,33 +243,90 @@ def _convolve(
     return F.conv2d(x, weight, bias, frozen.stride, frozen.padding, frozen.dilation)
 
 
+class Place(NamedTuple):
+    """Where a module lies."""
+
+    network: nn.Module
+    name: str
+    """In the network."""
+
+    @property
+    def module(self) -> nn.Module:
+        return self.network.get_submodule(self.name)
+
+    def put(self, module: nn.Module) -> None:
+        parent, _, child = self.name.rpartition(".")
+        setattr(self.network.get_submodule(parent), child, module)
+
+
+Places = Mapping[str, Place]
+"""By the names that adapters give to modules."""
+
+
+def _places(unet: nn.Module, encoders: Mapping[str, nn.Module]) -> Places:
+    """Of all modules that may get an adapter: the UNet's, in its order, then of each text encoder."""
+    places = {name: Place(unet, name) for name in adaptable_names(unet)}
+    for part, encoder in encoders.items():
+        attention = [n for n in adaptable_names(encoder) if n.rpartition(".")[2] in TEXT_ATTENTION]
+        places |= {f"{part}.{clip_name(name)}": Place(encoder, name) for name in attention}
+    return places
+
+
+def is_text(name: str) -> bool:
+    """Whether a module, or a key, of an adapter is of a text encoder."""
+    return name.startswith("text_encoder")
+
+
+def of_unet(adapter: Adapter) -> Adapter:
+    """The part that is not of a text encoder."""
+    return {key: tensor for key, tensor in adapter.items() if not is_text(key)}
+
+
 class Slots:
     """K adapters of a UNet, one for each config; attached to it within the context that they manage.
 
     `weights` is (K, P), float32: row k holds all A, then all B, of slot k, so that clipping, a learning rate
     per slot and AdamW are a few operations on rows. The modules see copies in the UNet's dtype, in which B
-    carries alpha / rank: one copy to train with, others to draw a few slots' images.
+    carries alpha / rank: one copy to train with, others to draw a few slots' images. Of both A and B the
+    UNet's come first, then those of the text encoders that are given: slots whose config does not train them
+    have zeros there.
     """
 
-    def __init__(self, unet: nn.Module, configs: Sequence[TrialConfig], num_samples: int = 1) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        configs: Sequence[TrialConfig],
+        num_samples: int = 1,
+        encoders: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        """`encoders`, by part, to train them; without them an adapter is of the UNet alone."""
         self.configs = list(configs)
-        self.unet = unet
         parameter = next(unet.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        self._names = adaptable_names(unet)
+        self._places = _places(unet, encoders or {})
+        self._names = [name for name in self._places if not is_text(name)]
+        self._text_names = [name for name in self._places if is_text(name)]
         self._targets = [self._targeted(config) for config in configs]
         wanted = frozenset().union(*self._targets)
-        names = [name for name in self._names if name in wanted]
+        names = [name for name in self._places if name in wanted]
         wide = not any(config.dropout for config in configs)
-        self.groups, self.modules = _grouped(unet, names, _text_families(unet) if wide else [])
+        self.groups, self.modules = _grouped(self._places, names, _text_families(unet) if wide else [])
         self.rank = _padded_rank(max(config.highest_rank for config in configs), self.device)
         self.num_A = self.rank * sum(len(group) * group.in_features for group in self.groups)
         num_B = self.rank * sum(len(group) * group.out_features for group in self.groups)
+        of_text = [group for group in self.groups if is_text(group.order[0])]
+        self.num_text = (
+            self.rank * sum(group.in_features for group in of_text),
+            self.rank * sum(group.out_features for group in of_text),
+        )
+        """Of the weights in a row that are A's, and B's, of text encoders: the last of each."""
         self.weights = torch.zeros(len(configs), self.num_A + num_B, device=self.device)
         self._averages = torch.zeros_like(self.weights) if any(config.ema for config in configs) else None
-        self.masks = Masks(len(self), num_samples, len(self._names), self.device)
+        self.masks = Masks(len(self), num_samples, len(self._places), self.device)
         self.factor = torch.empty(len(self), 1, device=self.device)
         """Of B, in what the modules see while they train, (K, 1)."""
+        self.trains_text = torch.zeros(len(self), 1, dtype=torch.bool, device=self.device)
+        """(K, 1)."""
         self._training, self._gradient = self._copy(len(self)), self._copy(len(self))
         for seen in (*self._training.A, *self._training.B):
             seen.requires_grad_()
@@ -280,12 +339,12 @@ class Slots:
 
     def __enter__(self) -> "Slots":
         for name, module in self.modules.items():
-            _replace(self.unet, name, module)
+            self._places[name].put(module)
         return self
 
     def __exit__(self, *_: object) -> None:
         for name, module in self.modules.items():
-            _replace(self.unet, name, module.frozen)
+            self._places[name].put(module.frozen)
         self.graphs.clear()
         self._drawing.clear()
         for group in self.groups:  # modules and groups know each other: they would keep memory for long
@@ -305,10 +364,12 @@ class Slots:
         drops = any(each.dropout for each in self.configs)
         shaped = config.highest_rank <= self.rank and self.modules.keys() >= self._targeted(config)
         averaged = self._averages is not None or not config.ema
-        return shaped and averaged and (drops or not config.dropout)
+        read = bool(self._text_names) or not config.trains_text
+        return shaped and averaged and read and (drops or not config.dropout)
 
     def _targeted(self, config: TrialConfig) -> frozenset[str]:
-        return frozenset(target_names(self._names, config))
+        text = self._text_names if config.trains_text else []
+        return frozenset([*target_names(self._names, config), *text])
 
     def put(self, slot: int, config: TrialConfig) -> None:
         """A new adapter for a config that fits, as PEFT would begin it."""
@@ -417,7 +478,7 @@ class Slots:
         self._show(copy, slots, training=False)
         if self.device.type == "cpu" and self.dtype == torch.float32:
             for group in self.groups:
-                if group.enabled:
+                if group.enabled and not is_text(group.order[0]):  # which is not drawn through
                     group.merge()
 
     @property
@@ -448,6 +509,7 @@ class Slots:
         """What depends on the configs alone; in place, since graphs hold it."""
         self.masks.set_rates([config.dropout for config in self.configs])
         self.factor.copy_(_column([config.scale / (1 - config.dropout) for config in self.configs]))
+        self.trains_text.copy_(_column([config.trains_text for config in self.configs]))
 
     def _copy(self, num_slots: int) -> "Copy":
         rows = torch.zeros(num_slots, self.weights.shape[1], dtype=self.dtype, device=self.device)
@@ -496,7 +558,7 @@ class Slots:
     def _shapes(self, slot: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         """Module name -> shapes of A and B in PEFT's layout."""
         shapes = {}
-        for name in self._names:  # in whose order initial weights are drawn, whatever lies together
+        for name in self._places:  # in whose order initial weights are drawn, whatever lies together
             if name in self._targets[slot]:
                 weight = self.modules[name].frozen.weight
                 assert isinstance(weight, torch.Tensor)
@@ -521,7 +583,7 @@ class Attached:
     def lend(self, unet: nn.Module) -> Iterator["Attached"]:
         with Slots(unet, [self.slots.configs[place] for place in self.places]) as slots:
             for slot, place in enumerate(self.places):
-                slots.load(slot, self.slots.adapter(place))
+                slots.load(slot, of_unet(self.slots.adapter(place)))
             yield Attached(slots, list(range(len(slots))))
 
     @property
@@ -547,23 +609,23 @@ class Copy:
 
 
 def _grouped(
-    unet: nn.Module, names: Sequence[str], families: Sequence[Sequence[str]]
+    places: Places, names: Sequence[str], families: Sequence[Sequence[str]]
 ) -> tuple[list[Group], dict[str, SlotModule]]:
     """Modules that read the same input lie together, if all of them are among `names`: those of `families`,
     and neighbours.
 
     A group's number is its place among all modules: so a trial's masks do not depend on its neighbours.
     """
-    places = {name: place for place, name in enumerate(adaptable_names(unet))}
+    numbers = {name: number for number, name in enumerate(places)}
     groups: list[Group] = []
     modules: dict[str, SlotModule] = {}
     large = {name: family for family in families if set(family) <= set(names) for name in family}
     for name in names:
         if name not in modules:
-            family = large.get(name) or _family(unet, name)
+            family = large.get(name) or _family(places, name)
             members = family if set(family) <= set(names) else [name]
-            frozen = [unet.get_submodule(member) for member in members]
-            groups.append(Group(places[family[0]], members, frozen))
+            frozen = [places[member].module for member in members]
+            groups.append(Group(numbers[family[0]], members, frozen))
             modules |= dict(zip(members, groups[-1].modules, strict=True))
     return groups, modules
 
@@ -578,10 +640,12 @@ def _text_families(unet: nn.Module) -> list[list[str]]:
     return list(families.values())
 
 
-def _family(unet: nn.Module, name: str) -> list[str]:
+def _family(places: Places, name: str) -> list[str]:
     """q, k and v of an attention of the image to itself; k and v of one to the text."""
+    if is_text(name):
+        return [name]
     parent, _, last = name.rpartition(".")
-    across = getattr(unet.get_submodule(parent), "is_cross_attention", None)
+    across = getattr(places[name].network.get_submodule(parent), "is_cross_attention", None)
     family = {None: (last,), False: ("to_q", "to_k", "to_v"), True: ("to_k", "to_v")}[across]
     return [f"{parent}.{member}" for member in family] if len(family) > 1 and last in family else [name]
 
@@ -618,7 +682,7 @@ def save_adapter(path: Path, adapter: Adapter, config: TrialConfig) -> None:
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    targets = sorted({key.rsplit(".lora_", 1)[0] for key in adapter})
+    targets = sorted({key.rsplit(".lora_", 1)[0] for key in of_unet(adapter)})
     # The one way to say a scale that all who read such files know: alpha / rank.
     ranks = {name: rank for name in targets if (rank := config.rank_of(name)) != config.rank}
     peft_config = LoraConfig(
@@ -629,8 +693,14 @@ def save_adapter(path: Path, adapter: Adapter, config: TrialConfig) -> None:
         alpha_pattern={name: config.scale * rank for name, rank in ranks.items()},
     ).to_dict()
     described = {f"{PREFIX}{key}": _plain(value) for key, value in peft_config.items()}
+    for part in sorted({key.partition(".")[0] for key in adapter if is_text(key)}):
+        of_text = LoraConfig(
+            r=config.rank, lora_alpha=config.scale * config.rank, target_modules=list(TEXT_ATTENTION)
+        )
+        described |= {f"{part}.{key}": _plain(value) for key, value in of_text.to_dict().items()}
     metadata = {"format": "pt", METADATA: json.dumps(described, sort_keys=True)}
-    save_file({f"{PREFIX}{key}": tensor.contiguous() for key, tensor in adapter.items()}, path, metadata)
+    tensors = {key if is_text(key) else f"{PREFIX}{key}": adapter[key].contiguous() for key in adapter}
+    save_file(tensors, path, metadata)
 
 
 def load_adapter(path: Path) -> Adapter:
@@ -650,8 +720,3 @@ def _plain(value: object) -> object:
 
 def _keys(name: str) -> tuple[str, str]:
     return f"{name}.lora_A.weight", f"{name}.lora_B.weight"
-
-
-def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(root.get_submodule(parent), child, module)

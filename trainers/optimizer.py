@@ -8,6 +8,7 @@ from torch.optim.adamw import adamw
 
 from bench.config import TrialConfig
 from trainers.eight_bits import PARTS, EightBits
+from trainers.lora import is_text
 from trainers.prodigy import Prodigy
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch.optim.AdamW's
@@ -26,13 +27,17 @@ class RowOptimizer:
         num_A: int,
         factor: torch.Tensor,
         configs: Sequence[TrialConfig] = (),
+        num_text: tuple[int, int] = (0, 0),
         tensors: Callable[[torch.Tensor, int], dict[str, torch.Tensor]] = lambda row, number: {"row": row},
     ) -> None:
         """Gradients are of the first `num_A` weights of a row, and of `factor` (K, 1) times the others.
 
-        `tensors` are the views of a row (P) of that number, by name: see `Slots.tensors`.
+        Of these A's, and of the B's after them, the last `num_text` are the text encoders'. `tensors` are the
+        views of a row (P) of that number, by name: see `Slots.tensors`.
         """
         self._num_A, self._factor, self._tensors = num_A, factor, tensors
+        self._ends = (num_A - num_text[0], num_A, weights.shape[1] - num_text[1], weights.shape[1])
+        """Of A's of the UNet, A's of text encoders, B's of both."""
         self._eight_bits: dict[int, EightBits] = {}
         """By row, once it has made an update."""
         only = configs and all(config.optimizer == "adamw8bit" for config in configs)
@@ -115,7 +120,7 @@ class RowOptimizer:
         parts = gradient[:, : self._num_A], gradient[:, self._num_A :]
         of_A, of_B = (torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts)
         norms = torch.hypot(of_A, of_B * self._factor[:, 0])
-        scaled = gradient, self._num_A, self._factor, norms
+        scaled = gradient, self._ends, self._factor, norms
         if self._mean.shape[1]:
             kernels.adamw(weights, self._mean, self._square, *scaled, numbers, BETAS, EPSILON)
         for row, (config, rate, step) in enumerate(zip(configs, rates, steps, strict=True)):
@@ -140,10 +145,7 @@ class RowOptimizer:
         if config.optimizer != "adamw":
             self._update_otherwise(weights, gradient, row, config, rate, step)
             return
-        of_A, of_B = slice(self._num_A), slice(self._num_A, None)
-        same = config.lora_plus == 1
-        parts = [(slice(None), rate)] if same else [(of_A, rate), (of_B, rate * config.lora_plus)]
-        for part, part_rate in parts:
+        for part, part_rate in self._parts(config, rate):
             adamw(
                 [weights[part]],
                 [gradient[part]],
@@ -160,6 +162,14 @@ class RowOptimizer:
                 eps=EPSILON,
                 maximize=False,
             )
+
+    def _parts(self, config: TrialConfig, rate: float) -> list[tuple[slice, float]]:
+        """Weights of a row that share a learning rate, and what it is if that of the UNet's A is `rate`."""
+        has_text = self._ends[0] < self._ends[1]
+        if config.lora_plus == 1 and not has_text:
+            return [(slice(None), rate)]
+        given = zip((0, *self._ends), self._ends, _rates(config, rate), strict=False)
+        return [(slice(start, end), part_rate) for start, end, part_rate in given if start < end]
 
     def _update_otherwise(
         self,
@@ -180,10 +190,11 @@ class RowOptimizer:
         parts, gradients = self._tensors(weights, row), self._tensors(gradient, row)
         if row not in self._eight_bits:
             self._eight_bits[row] = EightBits(parts)
+        rates = _rates(config, rate)
         self._eight_bits[row].update(
             parts,
             gradients,
-            rate=lambda key: rate * config.lora_plus if ".lora_B." in key else rate,
+            rate=lambda key: rates[2 * (".lora_B." in key) + is_text(key)],
             decay=config.weight_decay,
             step=step,
             betas=BETAS,
@@ -205,13 +216,20 @@ def rate_at(config: TrialConfig, step: int, num_steps: int) -> float:
             return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
+def _rates(config: TrialConfig, rate: float) -> tuple[float, float, float, float]:
+    """Of A's of the UNet, A's of text encoders, B's of both; a schedule is the same for all."""
+    of_text = rate * config.text_encoder_learning_rate / config.learning_rate
+    return rate, of_text, rate * config.lora_plus, of_text * config.lora_plus
+
+
 def _numbers(config: TrialConfig, rate: float, step: int) -> tuple[float, ...]:
-    """Of a row: largest norm, 1 − β₂ᵗ; of A, then of B: rate / (1 − β₁ᵗ), 1 − rate · decay.
+    """Of a row: largest norm, 1 − β₂ᵗ; of each of its parts: rate / (1 − β₁ᵗ), 1 − rate · decay.
 
     The norm is negative for a row that AdamW leaves alone.
     """
     corrections = [1 - beta ** (step + 1) for beta in BETAS]
-    rates = rate, rate * config.lora_plus
-    of_parts = [(each / corrections[0], 1 - each * config.weight_decay) for each in rates]
     most = config.max_grad_norm if config.optimizer == "adamw" else -1.0
-    return most, corrections[1], *of_parts[0], *of_parts[1]
+    numbers = [most, corrections[1]]
+    for each in _rates(config, rate):
+        numbers += [each / corrections[0], 1 - each * config.weight_decay]
+    return tuple(numbers)

@@ -188,6 +188,7 @@ def _load(config: TrainingConfig, processes: Processes, console: Console) -> Loa
     if config.prior_weight:
         wanted = config.class_prompt, config.trigger, config.class_images
         data = with_prior(base, data, images, *wanted)
+    base.keeps_text_encoders = config.trains_text
     previews = Previews(base, config) if config.sample_prompts and processes.is_first else None
     base.release_encoders()
     _check_latents(config, data)
@@ -436,7 +437,7 @@ class Watched:
 
     def __init__(self, base: BaseModel, data: TrainingData) -> None:
         images = max(data.buckets, key=len)[:NUM_WATCHED]
-        self._fixed = FixedLosses(base, images.mean, images.text)
+        self._fixed = FixedLosses(base, images)
         self._before = self._fixed.losses(1)[0]
 
     def describe(self, config: TrainingConfig) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import ThreadpoolController
 
-from bench.base import BaseModel, Reader, TextEmbedding
+from bench.base import BaseModel, TextEmbedding
 from bench.buckets import fit
 from bench.cache import cached_array
 from bench.conditioning import conditioning, empty_conditioning
@@ -78,26 +78,17 @@ class Exam:
         self, num_slots: int, on_progress: Callable[[float], None] = lambda fraction: None
     ) -> Iterator[NDArray[np.uint8]]:
         """Images (prompts × seeds, height, width, 3) through each of the attached adapters, as they come."""
-        readers = self.base.attached.readers if self.base.attached else {}
-        own = {slot: self._read(reader) for slot, reader in readers.items()}
+        rows = _row_an_image(len(self.prompts), self.reference.num_seeds)
+        readings = self.base.own_readings(self.prompts).items()
+        own = {slot: (text[rows], empty) for slot, (text, empty) in readings}
         asked = (self.text, self.empty, self.seeds, self.sampler, num_slots, on_progress, own)
         return drawings(self.base, *asked)
 
-    def _read(self, reader: Reader) -> tuple[TextEmbedding, TextEmbedding]:
-        """One row an image, as in `text`."""
-        text, empty = reader(self.prompts)
-        return text[_row_an_image(len(self.prompts), self.reference.num_seeds)], empty
-
     def denoise(self, num_slots: int) -> list[NDArray[np.float64] | None]:
-        """Losses (pictures) through each of the attached adapters.
-
-        None where none are measured, or where an adapter reads captions otherwise: they were read without it.
-        """
+        """Losses (pictures) through each of the attached adapters; None where none are measured."""
         if self.denoising is None:
             return [None] * num_slots
-        readers = self.base.attached.readers if self.base.attached else {}
-        losses = self.denoising.losses(num_slots)
-        return [None if slot in readers else of_slot for slot, of_slot in enumerate(losses)]
+        return list(self.denoising.losses(num_slots))
 
     def score(self, images: NDArray[np.uint8], losses: NDArray[np.float64] | None = None) -> Evaluation:
         """One adapter's images (and denoising losses) -> its Evaluation.

@@ -1,6 +1,7 @@
 """LoRA files as other trainers name them: each must draw here what it draws in diffusers' own pipeline."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from diffusers.utils import (
     convert_state_dict_to_diffusers,
     convert_state_dict_to_kohya,
 )
+from latents import random_latents
 from numpy.typing import NDArray
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -35,6 +37,7 @@ from bench.scoring.generate import generate
 from bench.sources import BUNDLED
 from bench.space import Sampler
 from trainers.adapters import attach, read_adapter
+from trainers.loop import train
 from trainers.lora import save_adapter
 
 PROMPTS = ["a red apple", "a blue car, shiny"]
@@ -558,3 +561,36 @@ def test_exports_draw_what_the_adapter_draws_here_and_in_diffusers(emoji: BaseMo
     for name in (DIFFUSERS_FILE, winner.kohya_file):
         assert_same(in_diffusers(base, emoji, folder / name), ours)
     assert all(key.startswith("lora_unet_") for key in load_file(folder / winner.kohya_file))
+
+
+@pytest.mark.parametrize("folder", ["tiny_sdxl", "tiny_sd1"])
+def test_trained_text_encoders_draw_the_same_from_every_file_and_in_diffusers(
+    folder: str, tmp_path: Path, make_run: Callable[..., Run], request: pytest.FixtureRequest
+) -> None:
+    source: Path = request.getfixturevalue(folder)
+    base = load_base(str(source), torch.device("cpu"))
+    run = make_run(metadata=(("base", str(source)),))
+    winner = winner_of(run)
+    given = {"learning_rate": 1e-2, "text_encoder_learning_rate": 5e-2, "target_modules": "all"}
+    config = winner.config.model_copy(update=given)
+    rungs = train(base, random_latents(base), iter([config]), [config.epochs], 1)
+    next(rungs).save_adapter(0, winner.adapter)
+    rungs.close()
+    files = export(replace(winner, config=config), {"diffusers", "kohya"})
+    diffusers, kohya = files / DIFFUSERS_FILE, files / winner.kohya_file
+    of_unet = tmp_path / "unet.safetensors"
+    save_file({key: t for key, t in load_file(kohya).items() if key.startswith("lora_unet_")}, of_unet)
+    ours, again, in_kohya, without = drawn(base, winner.adapter, diffusers, kohya, of_unet)
+    assert np.abs(ours.astype(int) - without).mean() > 1
+    np.testing.assert_array_equal(again, ours)
+    assert_same(in_kohya, ours)
+    for file in (diffusers, kohya):
+        assert_same(in_diffusers(source, base, file), ours)
+    one, *_ = base.family.text_encoders
+    layer = f"{one}.text_model.encoder.layers.0.self_attn.q_proj"
+    assert f"{layer}.lora_A.weight" in load_file(diffusers)
+    prefixes = {"lora_te1", "lora_te2"} if folder == "tiny_sdxl" else {"lora_te"}
+    assert {key.partition("_text_model_")[0] for key in load_file(kohya) if "_text_model_" in key} == prefixes
+    assert "text_encoder_learning_rate: 0.05" in (files / "training_config.yaml").read_text()
+    with safe_open(kohya, framework="pt") as opened:
+        assert opened.metadata()["ss_text_encoder_lr"] == "0.05"

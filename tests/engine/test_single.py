@@ -210,7 +210,7 @@ def test_a_training_that_was_ended_goes_on_to_the_same_bits(
     write: Write, tmp_path: Path, what: str, when: int, code: int, kept: str
 ) -> None:
     fields: dict[str, dict[str, Any]] = {
-        "step": {"ema": 0.9, "lr_scheduler": "cosine"},
+        "step": {"ema": 0.9, "lr_scheduler": "cosine", "text_encoder_learning_rate": 1e-3},
         "flush": {"optimizer": "prodigy", "learning_rate": 1},
         "ctrl-c": {},
     }
@@ -338,6 +338,13 @@ def test_a_loss_that_is_not_finite_names_its_step_and_the_remedy(
         run(write())
 
 
+def test_text_encoders_are_frozen_with_prodigy(write: Write) -> None:
+    fields = {"optimizer": "prodigy", "learning_rate": 1, "text_encoder_learning_rate": 1e-4}
+    message = "text_encoder_learning_rate must be 0 with optimizer prodigy, got 0.0001"
+    with pytest.raises(UsageError, match=message):
+        run(write(**fields))
+
+
 def test_what_was_learned_is_said_in_words() -> None:
     config = TrainingConfig(rank=4, alpha=8, learning_rate=1e-4, epochs=1, model_name="m", dataset_name="d")
     before, noise = np.linspace(0.4, 0.6, 8), 0.01 * np.tile([1, -1], 4)
@@ -401,7 +408,7 @@ def test_samples_are_drawn_from_the_same_noise_and_change_no_bit(write: Write, t
 
 
 def test_samples_come_with_checkpoints_and_from_the_adapter(write: Write, tmp_path: Path) -> None:
-    run(write(sample_prompts="a fox", learning_rate=1e-2))
+    run(write(sample_prompts="a fox", learning_rate=1e-2, text_encoder_learning_rate=1e-2))
     folder = tmp_path / "out" / "samples"
     assert sorted(path.name for path in folder.iterdir()) == ["step-000004", "step-000008", "step-000011"]
     assert len({path.read_bytes() for path in folder.rglob("*.webp")}) == 3
