@@ -1,4 +1,4 @@
-"""What is installed: requirements.txt locks constraints.txt's versions by hash; no version with a known hole."""
+"""What is installed: requirements.txt locks constraints.txt's versions by hash."""
 
 import re
 import tomllib
