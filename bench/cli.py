@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bench.errors import BenchError, MissingError, StudyError, UsageError
+from bench.secrets import mask_logs, masked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -403,14 +405,21 @@ def push_data(
 
 
 def main() -> None:
-    """Run the command; an expected error is one line on stderr and exit code 2."""
+    """Run the command; an expected error is one line on stderr and exit code 2, any other a traceback and 1.
+
+    No secret is in either.
+    """
+    mask_logs()
     # Threads that wait without spinning: on a busy machine spinning ones are many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except (BenchError, OSError) as error:
-        print(f"bench: {error}", file=sys.stderr)
+        print(masked(f"bench: {error}"), file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception:
+        print(masked(traceback.format_exc()), end="", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _report(run: "Run", console: "Console") -> None:

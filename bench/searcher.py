@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from bench.config import TrialConfig
 from bench.pruning import Standing, Standings
 from bench.scoring.metrics import METRICS
+from bench.secrets import masked
 from bench.space import SearchSpace
 
 End = Literal["complete", "pruned", "failed"]
@@ -92,7 +93,7 @@ class Searcher:
         """How a trial that was to have so many epochs ended."""
         trial = self._running.pop(label)
         if reason:
-            trial.set_user_attr("reason", reason)
+            trial.set_user_attr("reason", masked(reason))
         if end == "complete":
             self.study.tell(trial, self._values[label, epochs])
         else:
