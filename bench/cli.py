@@ -253,7 +253,7 @@ def try_run(
 ) -> None:
     """Show a local web page: the base and the winner side by side, same seed, at any weight and prompt.
 
-    It is served to this machine alone, until Ctrl-C.
+    It is served to this machine alone, to whoever has the address that is printed, until Ctrl-C.
     """
     from bench.easel import easel_of, easel_with
     from reports.live import refuse_missing, serve

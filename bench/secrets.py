@@ -22,8 +22,8 @@ FORMS = (
     re.compile(r"(?P<kept>\b)hf_[A-Za-z0-9]{20,}"),
     re.compile(r"(?P<kept>\b)A[KS]IA[A-Z0-9]{16}\b"),
 )
-"""Addresses with a password, parameters of addresses and of libpq, variables, headers, tokens of the Hub and keys
-of AWS. What is `kept` says what was there."""
+"""Addresses with a password, parameters of addresses and of libpq, variables, headers, tokens of the Hub and
+keys of AWS. What is `kept` says what was there."""
 HOLDERS = re.compile(rf"(?:{NAMES})$|(?:^|_)SECRET_", re.I)
 """Names of variables whose values are secrets."""
 SHORTEST = 8

@@ -35,8 +35,8 @@ def forgotten() -> Iterator[None]:
     [
         (LOGIN, "postgresql+psycopg://me:***@db.example:5432/study?sslmode=require"),
         ("mysql://:hidden1@host/x", "mysql://:***@host/x"),
-        ("at postgresql://db/x?user=me&password=hidden1&sslmode=on", "at postgresql://db/x?user=me&password=***&sslmode=on"),
-        ("host=db password=hidden1 sslpassword=hidden2 dbname=x", "host=db password=*** sslpassword=*** dbname=x"),
+        ("at mysql://db/x?user=me&password=hidden1&ssl=on", "at mysql://db/x?user=me&password=***&ssl=on"),
+        ("host=db password=hidden1 sslpassword=hidden2 a=b", "host=db password=*** sslpassword=*** a=b"),
         ("https://host/x?access_token=hidden1#a", "https://host/x?access_token=***"),
         (f"401 for {HUB}.", "401 for ***."),
         ("Authorization: Bearer ab12.cd-34_ef==", "Authorization: Bearer ***"),
