@@ -76,7 +76,7 @@ def _cookie(header: str, name: str) -> str:
         found = SimpleCookie(header).get(name)
     except CookieError:
         return ""
-    return found.value if found else ""
+    return str(found.value) if found else ""
 
 
 def _asked(scope: Scope) -> str:

@@ -12,11 +12,18 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import bench
+from bench import yaml
 from bench.errors import UsageError
+from bench.exported import winner_of
+from bench.files import read_json, write_json
+from bench.run import NAME, Run
 from bench.scoring import embed, judge
+from bench.space import SearchSpace, load_space
 from bench.weights import MAX_HEADER, read_header
+from reports.images import thumbnail
 from trainers.adapters import read_adapter
 from trainers.checkpoints import read_checkpoint
 from trainers.lora import load_adapter
@@ -197,3 +204,80 @@ def test_a_folder_that_names_its_own_code_is_refused(
     with pytest.raises(UsageError, match=message):
         find_source(str(tmp_path))
     assert not (tmp_path / "ran").exists() and "evil" not in sys.modules
+
+
+# Names of runs, studies and folders
+
+
+LEADING_OUT = [
+    "", "/", "//", ".", "..", "../x", "./x", "a/b", "a/../../x", "..\\x", "a\\b", "C:\\x", "C:", "~", "~root",
+    "-x", ".hidden", "a b", "a\n", "a\0b", "%2e%2e%2fx", "..%2fx", "file:///etc", "http://x", "a" * 65, "é",
+    "a\u202eb", "\uff0e\uff0e", "<img src=x>/../../x", "$(true)", "`true`", "a;b", "a*", "?",
+]  # fmt: skip
+"""What no folder of ours is called; the first are MLflow's."""
+
+
+@pytest.mark.parametrize("name", [*LEADING_OUT, "the temporary folder"])
+def test_a_run_has_a_strict_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from bench.cli import command_of
+    from bench.session import open_session
+
+    if name == "the temporary folder":
+        name = str(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    command = command_of("smoke", {}, name, 0, Console())
+    with pytest.raises(UsageError, match="use up to 64 letters"), open_session(command, name):
+        pass
+    with pytest.raises(UsageError, match="space.yaml: name: "):
+        yaml.validate({"name": name}, SearchSpace, "space.yaml")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a", "0", "my-run_2.5", "A" * 64, "v1..2"])
+def test_ordinary_names_are_taken(name: str) -> None:
+    assert NAME.fullmatch(name)
+
+
+@pytest.mark.parametrize("name", ["../../../elsewhere", "/etc", "a/b", ""])
+@pytest.mark.parametrize("key", ["label", "records"])
+def test_a_result_that_names_folders_elsewhere_is_damaged(
+    make_run: Callable[..., Run], key: str, name: str
+) -> None:
+    run = make_run()
+    result = read_json(run.path / "result.json")
+    result["candidates"][0][key] = [name] if key == "records" else name
+    write_json(run.path / "result.json", result)
+    with pytest.raises(UsageError, match=r"result\.json: damaged: .* no name of a trial") as caught:
+        run.result()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_export_is_not_written_elsewhere(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    run = make_run("runs/one", metadata=(("name", "../../../out"),))
+    with pytest.raises(UsageError, match=r"run\.json: name '\.\./\.\./\.\./out': not the name of a run"):
+        assert winner_of(run).kohya_file
+
+
+# Files that have no end, or no bottom
+
+
+def test_a_file_without_an_end_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "endless.yaml").symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match="larger than 1000000 bytes, not read"):
+        load_space(str(tmp_path / "endless.yaml"))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{" * 100_000, '{"a":' * 100_000, "\xff", "null", "NaN"])
+def test_json_that_is_no_record_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UsageError, match=r"run\.json: (cannot be read|expected an object)") as caught:
+        Run.open(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_of_a_run_may_not_be_bombs(tmp_path: Path) -> None:
+    Image.new("1", (9_600, 9_600)).save(tmp_path / "large.png")
+    Image.new("L", (20, 20)).save(tmp_path / "other.tiff")
+    assert thumbnail(tmp_path / "large.png") is None and thumbnail(tmp_path / "other.tiff") is None
