@@ -81,7 +81,8 @@ def _cookie(header: str, name: str) -> str:
 
 def _asked(scope: Scope) -> str:
     """The token in the address."""
-    return parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+    query: bytes = scope["query_string"]
+    return parse_qs(query.decode("latin-1")).get("token", [""])[0]
 
 
 async def _answer(send: Send, scope: Scope, status: int, text: str, **headers: str) -> None:
