@@ -18,12 +18,21 @@ if TYPE_CHECKING:
     from bench.compare import Side
     from bench.run import Run
     from bench.session import Command
+    from bench.shared import Place
 
 RUNS = Path("runs")
 BASE = "base"
 """The side that is the base model; a run of that name is given as a folder."""
 ADAPTER = ".safetensors"
 INTERRUPTED = 130
+
+STORAGE = typer.Option(
+    envvar="BENCH_STORAGE",
+    show_envvar=True,
+    metavar="URL",
+    help="Of a database that several machines search through, such as postgresql://user@host/db.",
+)
+ARTIFACTS = typer.Option(help="Where they put what they train: a folder that all see, or s3://bucket.")
 
 app = typer.Typer(
     name="bench",
@@ -53,18 +62,23 @@ def search(
     budget: Annotated[str | None, typer.Option(help="Time for the search, such as 20m or 1.5h.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**30, help="Seed of the sampler and of training.")] = 0,
     floor: Annotated[bool, typer.Option(help="Measure the noise floor too.")] = True,
+    storage: Annotated[str | None, STORAGE] = None,
+    artifacts: Annotated[str | None, ARTIFACTS] = None,
 ) -> None:
     """Search a space: train and score trials, confirm the best, write runs/NAME/report.html.
 
     The same command again goes on where it was interrupted, or with a higher --trials goes further.
     """
+    from dataclasses import replace
+
     from bench.session import run_search
 
     overrides = {"base": base, "data": data, "trials": trials, "budget": budget}
     overrides |= {} if floor else {"floor": 0}
     console = _console()
     try:
-        run = run_search(command_of(space, overrides, name, seed, console))
+        command = command_of(space, overrides, name, seed, console)
+        run = run_search(replace(command, place=_place(storage, artifacts)))
     except KeyboardInterrupt:
         console.print("Stopped. Finished trials are kept: run the same command to go on.")
         raise typer.Exit(INTERRUPTED) from None
@@ -72,6 +86,32 @@ def search(
         _report(_open(str(error.run)), console)
         raise
     _report(run, console)
+
+
+@app.command()
+def worker(
+    run: Annotated[str, typer.Argument(help="The name of a search that was begun with --storage.")],
+    storage: Annotated[str | None, STORAGE] = None,
+    artifacts: Annotated[str | None, ARTIFACTS] = None,
+    base: Annotated[str | None, typer.Option(help="Where the search's base is on this machine.")] = None,
+    data: Annotated[str | None, typer.Option(help="Where the search's data set is on this machine.")] = None,
+) -> None:
+    """Help with a search from this machine: ask, train, score and tell, until there are enough trials.
+
+    What is trained goes into the artifact store; the search that was begun confirms and reports.
+    """
+    from bench.session import run_worker
+
+    console = _console()
+    if (place := _place(storage, artifacts)) is None:
+        raise UsageError("--storage: say where the search's study is")
+    command = command_of("default", {}, run, 0, console)
+    try:
+        run_worker(command, place, {"base": base, "data": data})
+    except KeyboardInterrupt:
+        console.print("Stopped. The same command goes on with what was begun here.")
+        raise typer.Exit(INTERRUPTED) from None
+    console.print("There are enough trials.")
 
 
 @app.command()
@@ -498,6 +538,7 @@ def command_of(
         seed=seed,
         engine=Engine(train=train, attach=attach),
         console=console,
+        isolated=True,
     )
 
 
@@ -526,6 +567,18 @@ def _exported(name: str) -> Path:
             f"{export_folder(run.path)}: nothing to upload; `bench export {run.metadata.name}` writes it"
         )
     return export_folder(run.path)
+
+
+def _place(storage: str | None, artifacts: str | None) -> "Place | None":
+    from bench.shared import Place
+
+    if storage is None:
+        if artifacts:
+            raise UsageError("--artifacts: only with --storage")
+        return None
+    if artifacts is None:
+        raise UsageError("--artifacts: say where trained adapters go: a folder that all see, or s3://bucket")
+    return Place(url=storage, artifacts=artifacts)
 
 
 def _console(stderr: bool = False) -> "Console":

@@ -13,12 +13,10 @@ from bench import run as runs
 from bench.config import TrialConfig
 from bench.errors import StudyError
 from bench.files import replacing, write_text
-from bench.fleet import Fleet
 from bench.floor import Floor, measure_floor
-from bench.packs import Job, Packs
+from bench.packs import Crew, Job
 from bench.pareto import Point, finalists
 from bench.run import Agreement, Candidate, Evaluation, Result, Run, Split, TrialRecord
-from bench.scoring.exam import Exam
 from bench.scoring.measure import combine
 from bench.scoring.metrics import METRICS, Score, best
 from bench.scoring.statistics import rank_correlation
@@ -35,8 +33,7 @@ class Confirmation:
     """Retrains, chooses and examines; what the run folder holds already is not done again."""
 
     run: Run
-    packs: Packs | Fleet
-    exams: Mapping[Split, Exam]
+    packs: Crew
 
     def confirm(self, seconds: Callable[[], float]) -> Result:
         """Write result.json, floor.json and winner/, and return the Result.
@@ -91,14 +88,15 @@ class Confirmation:
     def _work(self, trainings: int) -> float:
         """Only the winner and the default draw probes."""
         probed = min(trainings, self.num_trainings("default") + self.run.space.confirm.seeds)
+        survey = self.packs.survey
         num_drawn: dict[Split, int] = {"test": trainings, "probe": probed}
-        examined = sum(num_drawn[split] * self.packs.drawing(self.exams[split]) for split in self._splits)
-        return trainings * self.packs.typical(self.exams["dev"], self.run.space.rungs) + examined
+        examined = sum(num_drawn[split] * survey.drawing(split) for split in self._splits)
+        return trainings * survey.typical("dev", self.run.space.rungs) + examined
 
     @property
     def _splits(self) -> list[Split]:
         """Probes may be turned off."""
-        return [split for split in EXAMINED if split in self.exams]
+        return [split for split in EXAMINED if split in self.packs.survey.num_drawn]
 
     # Training again
 
@@ -110,7 +108,7 @@ class Confirmation:
         # The longest first: what is left at the end is short.
         todo = sorted((job for job in jobs if not job.ended), key=lambda job: -job.config.epochs)
         self.packs.progress.total(self.packs.done + self._work(len(todo)))
-        self.packs.train(todo, self.exams["dev"], self.run.space.rungs, len(todo))
+        self.packs.train(todo, "dev", self.run.space.rungs, len(todo))
 
     def _jobs(self, label: str, config: TrialConfig) -> list[Job]:
         complete = {record.path for record in self._records(label)}
@@ -160,12 +158,12 @@ class Confirmation:
             for label, config in chosen.items()
             for record in self._records(label)
         ]
-        self.packs.examine(adapters, self.exams[split])
+        self.packs.examine(adapters, split)
 
     def _probe(self, chosen: Mapping[str, TrialConfig], by_epoch: Mapping[str, ByEpoch]) -> set[str]:
         """Labels of those that draw probes: the default, and the winner, which the dev prompts tell."""
         scored = [label for label, config in chosen.items() if self._examined(label, config, ["test"])]
-        if "probe" not in self.exams or not scored:
+        if "probe" not in self._splits or not scored:
             return set()
         metric = self.run.space.select_by
         winner = best(scored, metric, lambda label: by_epoch[label][chosen[label].epochs][metric].value)
@@ -249,8 +247,9 @@ class Confirmation:
         trainings = [{name: e.scores[name] for e in found for name in e.scores} for _, found in examined]
         if len(trainings) < 2:
             return None
-        bases = [exam.reference.base for split, exam in self.exams.items() if split in ("test", "floor")]
-        drawings = [(base.scores, base.per_prompt) for base in bases if base]
+        splits: tuple[Split, Split] = ("test", "floor")
+        bases = [runs.read_evaluation(self.run.base_folder(split)) for split in splits]
+        drawings = [(base.scores, base.per_prompt) for base in bases]
         floor = measure_floor(trainings, drawings)
         self.run.write_floor(floor)
         return floor
@@ -264,7 +263,7 @@ class Confirmation:
             shutil.copyfile(source, temporary)
         retrained = winner.config.model_copy(update={"seed": record.config.seed})
         config = self.run.training_config(retrained)
-        config = config.model_copy(update={"resolution": self.packs.base.resolution})
+        config = config.model_copy(update={"resolution": self.packs.survey.resolution})
         write_text(self.run.path / "winner" / "training_config.yaml", config.guide_yaml())
 
 

@@ -1,16 +1,15 @@
-"""Fleet: several devices at work on one run. The first is this process's own, each other has a worker.
+"""Fleet: a worker a device, at work on one run.
 
-Whoever is free takes the next item. This process alone asks the sampler, prunes, and shows progress: a thread
-a worker answers what it asks, in turn with all others. What a worker dies of is tried once more, by a worker.
+Whoever is free takes the next item. This process has no model: it asks the sampler, prunes, records and shows
+progress; a thread a worker answers what it asks, in turn with all others. What a worker dies of is tried once
+more, alone.
 """
 
 import math
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from threading import Condition, Thread
 from typing import Any, Literal
@@ -18,17 +17,15 @@ from typing import Any, Literal
 import torch
 
 from bench import run as runs
-from bench.base import BaseModel
-from bench.errors import one_line
-from bench.packs import Job, Packs
+from bench.errors import DeviceError, one_line
+from bench.packs import Job, OnEnd, OnScore, Progress, Stops, Survey
 from bench.progress import Part, parts_of
-from bench.run import Evaluation
-from bench.scoring.exam import Exam
+from bench.run import Metadata, Split
 from bench.workers import Gone, Load, Order, Sheaf, Worker
 
 MAX_DEATHS = 3
 """Of workers on a device in a row, with nothing ended between: then it is left alone."""
-ASKED = {"order", "take", "stops"}
+ASKED = {"lock", "order", "take", "stops"}
 """What a worker waits for the answer of."""
 Item = Job | Sheaf
 
@@ -56,40 +53,44 @@ def shared_threads(device: torch.device, num_devices: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@contextmanager
-def on_devices(number: int, packs: Packs, load: Load) -> Iterator["Packs | Fleet"]:
-    """What trains and examines on so many devices, `packs` alone on one. No worker outlives it."""
-    if number == 1:
-        yield packs
-        return
-    fleet = Fleet(packs, [Worker(number=further, load=load) for further in range(1, number)])
-    try:
-        fleet.start()
-        yield fleet
-    finally:
-        fleet.close()
-
-
 class Fleet:
-    """Packs on several devices; Study and Confirmation use them as they use those of one."""
+    """Workers on one run; Study and Confirmation use them as they would use Packs."""
 
-    def __init__(self, packs: Packs, workers: Sequence[Worker]) -> None:
-        """`packs` are this process's own."""
-        self.packs, self.workers, self.progress = packs, workers, packs.progress
-        self.on_end: Callable[[Job], None] = lambda job: None
-        self.on_score: Callable[[Job, int, Evaluation], None] = lambda job, epoch, evaluation: None
-        self.stops: Callable[[Job, int], str | None] = lambda job, epoch: None
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        progress: Progress,
+        *,
+        join: Callable[[Metadata], Load],
+        say: Callable[[str], None] = lambda text: None,
+        lock: Callable[[], None] = lambda: None,
+    ) -> None:
+        """The first worker opens the run: it asks for its `lock`, and says what a user should know.
+
+        Once it is open, a worker that starts joins it.
+        """
+        self.workers, self.progress, self._join = workers, progress, join
+        self.on_end: OnEnd = lambda job: None
+        self.on_score: OnScore = lambda job, epoch, evaluation: None
+        self.stops: Stops = lambda job, epoch: None
+        self.refused: dict[Path, str] = {}
         self._turn = Condition()
         """Held by whoever speaks with the study, or changes what is to be done."""
         self._share, self._order, self._closed = _Share([]), Order(split="dev"), False
-        self._parts = parts_of(self.progress, 1 + len(workers))
+        self._survey: Survey | None = None
+        self.metadata: Metadata | None = None
+        """Of the run, once it is open."""
+        self._parts = parts_of(self.progress, len(workers))
         self._answers: Mapping[str, Callable[..., Any]] = {
+            "lock": lambda worker: lock(),
+            "opened": self._opened,
             "order": self._give_order,
             "take": self._give,
             "scored": lambda worker, folder, *score: self.on_score(worker.running[folder], *score),
             "stops": lambda worker, folder, epoch: self.stops(worker.running[folder], epoch),
             "ended": self._take_back,
             "worked": lambda worker: None,
+            "say": lambda worker, text: say(text),
             "status": lambda worker, text: self._part(worker).status(text),
             "slots": lambda worker, rows: self._part(worker).slots(rows),
             "line": lambda worker, text: self._part(worker).line(text),
@@ -97,54 +98,47 @@ class Fleet:
             "broke": self._raise,
             "gone": self._replace,
         }
-        packs.progress = self._parts[0]
-        packs.on_end = lambda job: self._in_turn(self.on_end, job)
-        packs.on_score = lambda *score: self._in_turn(self.on_score, *score)
-        packs.stops = lambda job, epoch: self._in_turn(self.stops, job, epoch)
 
     def start(self) -> None:
-        """Returns at once: workers load while this process goes on."""
-        for worker in self.workers:
-            self._part(worker).status("loading")
-            worker.start()
-            Thread(target=self._attend, args=(worker,), daemon=True).start()
+        """Returns once the first worker has opened the run; the others load while it goes on.
+
+        Raises the BenchError for which it cannot be opened.
+        """
+        self._start(self.workers[0])
+        with self._turn:
+            self._turn.wait_for(lambda: self._survey or self._share.error or self._is_alone)
+        self._check()
+        for worker in self.workers[1:]:
+            self._start(worker)
+
+    def _start(self, worker: Worker) -> None:
+        self._part(worker).status("loading")
+        worker.start()
+        Thread(target=self._attend, args=(worker,), daemon=True).start()
 
     # As Packs
 
-    @property
-    def base(self) -> BaseModel:
-        return self.packs.base
+    def listen(self, on_end: OnEnd, on_score: OnScore, stops: Stops) -> None:
+        self.on_end, self.on_score, self.stops = on_end, on_score, stops
 
     @property
     def done(self) -> float:
-        return self.packs.done + sum(worker.done for worker in self.workers)
+        return sum(worker.done for worker in self.workers)
 
     @property
-    def refused(self) -> dict[Path, str]:
-        return self.packs.refused
+    def survey(self) -> Survey:
+        assert self._survey, "start() returns once it is known"
+        return self._survey
 
-    def drawing(self, exam: Exam) -> float:
-        return self.packs.drawing(exam)
-
-    def typical(self, exam: Exam, rungs: Sequence[int]) -> float:
-        return self.packs.typical(exam, rungs)
-
-    def train(self, jobs: Iterable[Job], exam: Exam, rungs: Sequence[int], most: int | None = None) -> None:
+    def train(self, jobs: Iterable[Job], split: Split, rungs: Sequence[int], most: int | None = None) -> None:
         """Of `most` jobs no device trains more than its part side by side."""
         part = most and math.ceil(most / self._num_devices)
-        order = Order(split=exam.split, rungs=tuple(rungs), most=part)
-        self._finish(jobs, order, lambda jobs: self.packs.train(jobs, exam, rungs, part))
+        self._finish(jobs, Order(split=split, rungs=tuple(rungs), most=part))
 
-    def examine(self, adapters: Sequence[tuple[Path, Path]], exam: Exam) -> None:
+    def examine(self, adapters: Sequence[tuple[Path, Path]], split: Split) -> None:
         """In parts that are alike, so that all devices end together."""
-
-        def work(sheaves: Iterator[Sheaf]) -> None:
-            for sheaf in sheaves:
-                self.packs.examine(sheaf.adapters, exam)
-
         left = [(file, folder) for file, folder in adapters if not runs.has_evaluation(folder)]
-        sheaves = sheaves_of(left, self._num_devices, self.packs.num_slots)
-        self._finish(sheaves, Order(split=exam.split), work)
+        self._finish(sheaves_of(left, self._num_devices, self.survey.num_slots), Order(split=split))
 
     def close(self) -> None:
         """End the workers, whatever they are doing; what they were training starts again another time."""
@@ -158,35 +152,30 @@ class Fleet:
 
     @property
     def _num_devices(self) -> int:
-        return 1 + sum(not worker.given_up for worker in self.workers)
+        return sum(not worker.given_up for worker in self.workers)
+
+    @property
+    def _is_alone(self) -> bool:
+        return self._num_devices == 0
 
     @property
     def _settled(self) -> bool:
         return not self._share.has_more and not any(worker.running for worker in self.workers)
 
-    def _in_turn(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _finish(self, items: Iterable[Item], order: Order) -> None:
+        """Until every item has ended; raises what no worker goes on after."""
         with self._turn:
-            return function(*arguments)
-
-    def _finish(self, items: Iterable[Item], order: Order, work: Callable[[Iterator[Any]], None]) -> None:
-        """Until every item has ended; `work` is this process's part. Raises what no worker goes on after."""
-        share = _Share(items)
-        with self._turn:
-            self._share, self._order = share, order
+            self._share, self._order = _Share(items), order
             self._turn.notify_all()
-        is_settled = False
-        while not is_settled:
-            work(iter(partial(self._in_turn, self._own), None))
-            self._parts[0].status("")
-            with self._turn:
-                self._turn.wait_for(lambda: self._settled or (share.back and self._num_devices == 1))
-                is_settled = self._settled
-        if share.error:
-            raise share.error
+            self._turn.wait_for(lambda: self._settled or self._is_alone)
+        self._check()
 
-    def _own(self) -> Item | None:
-        """For this process: what a worker died of it takes only where no worker is left to try it again."""
-        return self._share.take(new=self._num_devices > 1)
+    def _check(self) -> None:
+        if self._share.error:
+            raise self._share.error
+        if self._is_alone and not (self._survey and self._settled):
+            reasons = "; ".join(f"device {worker.number}: {worker.reason}" for worker in self.workers)
+            raise DeviceError(f"{reasons}; finished trials are kept: run it again when mended")
 
     # What workers ask and tell, each on a thread of its own
 
@@ -209,12 +198,18 @@ class Fleet:
             if name in ASKED:
                 worker.tell(answer)
         except Exception as error:  # `_finish` raises it, once others have done what they have begun
-            self._part(worker).line(f"device {worker.number}: {one_line(error)}")
+            if self._survey:
+                self._part(worker).line(f"device {worker.number}: {one_line(error)}")
             self._share.end(error)
             worker.give_up()
 
     def _part(self, worker: Worker) -> Part:
         return self._parts[worker.number]
+
+    def _opened(self, worker: Worker, metadata: Metadata, survey: Survey) -> None:
+        self.metadata, self._survey = metadata, survey
+        for one in self.workers:
+            one.load = self._join(metadata)
 
     def _give_order(self, worker: Worker) -> Order:
         worker.is_loaded = True
@@ -223,8 +218,13 @@ class Fleet:
         return self._order
 
     def _give(self, worker: Worker, order: Order) -> Item | None:
-        """The next item of that order, none if another has come since."""
-        item = self._share.take() if order == self._order else None
+        """The next item of that order, none if another has come since.
+
+        What was lost with a worker is tried again alone: what else it was lost with may be what killed it.
+        """
+        if order != self._order or any(self._share.was_lost(item) for item in worker.running.values()):
+            return None
+        item = self._share.take(again=not worker.running)
         if item:
             worker.running[item.folder] = item
         if isinstance(item, Job):
@@ -251,6 +251,7 @@ class Fleet:
         lost = list(worker.running.values())
         worker.running.clear()
         worker.deaths += 1
+        worker.reason = reason
         worker.given_up = worker.deaths == MAX_DEATHS
         what = "it is left alone" if worker.given_up else "it starts again"
         self._part(worker).slots([])
@@ -264,10 +265,7 @@ class Fleet:
     def _lose(self, item: Item, reason: str) -> None:
         if isinstance(item, Job) and runs.has_ended(item.folder):
             self._ended(item)  # there was no time to say so
-        elif self._share.give_back(item):
-            if isinstance(item, Job):
-                shutil.rmtree(item.folder, ignore_errors=True)
-        elif not self._share.error:
+        elif not self._share.give_back(item) and not self._share.error:
             self._fail(item, f"{reason}, twice")
 
     def _fail(self, item: Item, reason: str) -> None:
@@ -299,9 +297,12 @@ class _Share:
         """As far as is known."""
         return bool(self.back) or not self._exhausted
 
-    def take(self, *, new: bool = False) -> Item | None:
-        """The next one; `new`: that was not lost before."""
-        if self.back and not new:
+    def was_lost(self, item: Item) -> bool:
+        return item.folder in self._lost
+
+    def take(self, *, again: bool) -> Item | None:
+        """The next one; `again`: or one that was lost before."""
+        if self.back and again:
             return self.back.popleft()
         item = None if self._exhausted else next(self._items, None)
         self._exhausted = item is None

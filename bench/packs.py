@@ -18,11 +18,12 @@ from safetensors import SafetensorError
 
 from bench import run as runs
 from bench.base import BaseModel, TrainingData
+from bench.begun import Begun, forget, rewind, write_begun
 from bench.config import TrialConfig
 from bench.errors import BenchError, DeviceError, TrialError, one_line
 from bench.files import replacing
 from bench.lanes import threads_of
-from bench.run import Evaluation
+from bench.run import Evaluation, Split
 from bench.scoring.exam import Exam
 
 T = TypeVar("T")
@@ -55,6 +56,9 @@ class Rung(Protocol):
 
     def save_adapter(self, index: int, path: Path) -> None: ...
 
+    def begun(self, index: int) -> Begun:
+        """From which an alive trial can go on another time."""
+
 
 class Trainer(Protocol):
     """Trains configs side by side, the next as soon as a slot is free; see `trainers.loop.train`.
@@ -67,7 +71,7 @@ class Trainer(Protocol):
         self,
         base: BaseModel,
         data: TrainingData,
-        configs: Iterator[TrialConfig],
+        configs: Iterator[TrialConfig | Begun],
         rungs: Sequence[int],
         num_slots: int,
         on_step: Callable[[int], None],
@@ -114,6 +118,14 @@ class Job:
     """Seconds of a monotonic clock."""
 
 
+OnEnd = Callable[[Job], None]
+"""Called once for each job whose end has been recorded."""
+OnScore = Callable[[Job, int, Evaluation], None]
+"""Called with what a job scored at an epoch, once it is recorded."""
+Stops = Callable[[Job, int], str | None]
+"""Why a job does not go on after an epoch, or None; asked once all that stand at a rung are scored."""
+
+
 @dataclass(kw_only=True)
 class _Queue:
     """Jobs as a trainer takes them: those that start again first."""
@@ -133,12 +145,11 @@ class _Queue:
             self.again.append(job)
         return bool(self.again)
 
-    def configs(self, start: Callable[[Job], None]) -> Iterator[TrialConfig]:
+    def configs(self, start: Callable[[Job], Begun | None]) -> Iterator[TrialConfig | Begun]:
         while self._filled():
             job = self.again.popleft()
             self.taken.append(job)
-            start(job)
-            yield job.config
+            yield start(job) or job.config
 
     @property
     def running(self) -> list[Job]:
@@ -157,6 +168,53 @@ class _Queue:
             raise
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Survey:
+    """What must be known of a base, its data and its exams to plan work on them, without having them.
+
+    Work is counted in trained samples.
+    """
+
+    resolution: int
+    """Pixels, of a side."""
+    num_shown: int
+    """Samples of an epoch."""
+    num_slots: int
+    """Adapters side by side on a device."""
+    num_drawn: Mapping[Split, int]
+    """Forwards of the UNet while one adapter draws the images of a split."""
+
+    def drawing(self, split: Split) -> float:
+        return self.num_drawn[split] * IMAGE_STEP
+
+    def typical(self, split: Split, rungs: Sequence[int]) -> float:
+        """Of one training that is not known yet, scored on the prompts of `split` at each rung it passes."""
+        return sum(rungs) / len(rungs) * self.num_shown + self.drawing(split) * (len(rungs) + 1) / 2
+
+
+class Crew(Protocol):
+    """What a study has its work done by: Packs in this process, or a Fleet of others."""
+
+    progress: Progress
+
+    def listen(self, on_end: OnEnd, on_score: OnScore, stops: Stops) -> None: ...
+
+    @property
+    def done(self) -> float: ...
+
+    @property
+    def refused(self) -> dict[Path, str]: ...
+
+    @property
+    def survey(self) -> Survey: ...
+
+    def train(self, jobs: Iterable[Job], split: Split, rungs: Sequence[int], most: int | None = None) -> None:
+        """See `Packs.train`."""
+
+    def examine(self, adapters: Sequence[tuple[Path, Path]], split: Split) -> None:
+        """See `Packs.examine`."""
+
+
 @dataclass(kw_only=True)
 class Packs:
     """What is trained and drawn on one base, `num_slots` at a time; where memory runs out, half of them."""
@@ -167,26 +225,29 @@ class Packs:
     attach: Attach
     progress: Progress
     num_slots: int
-    on_end: Callable[[Job], None] = lambda job: None
-    """Called once for each job whose end has been recorded."""
-    on_score: Callable[[Job, int, Evaluation], None] = lambda job, epoch, evaluation: None
-    stops: Callable[[Job, int], str | None] = lambda job, epoch: None
-    """Why a job does not go on after an epoch, or None; asked once all that stand at a rung are scored."""
+    exams: dict[Split, Exam] = field(default_factory=dict)
+    on_end: OnEnd = lambda job: None
+    on_score: OnScore = lambda job, epoch, evaluation: None
+    stops: Stops = lambda job, epoch: None
     done: float = field(default=0.0, init=False)
     """Units of work done in this session."""
     refused: dict[Path, str] = field(default_factory=dict, init=False)
     """Folder -> why the images of the adapter that was examined for it must not be scored."""
 
+    def listen(self, on_end: OnEnd, on_score: OnScore, stops: Stops) -> None:
+        self.on_end, self.on_score, self.stops = on_end, on_score, stops
+
     # Training
 
-    def train(self, jobs: Iterable[Job], exam: Exam, rungs: Sequence[int], most: int | None = None) -> None:
-        """Train jobs side by side, `most` at most, score them at each rung, and record how each one ends.
+    def train(self, jobs: Iterable[Job], split: Split, rungs: Sequence[int], most: int | None = None) -> None:
+        """Train jobs side by side, `most` at most, score them on the prompts of `split` at each rung, and
+        record how each one ends.
 
         A job is asked for when a slot is free for it, so that it may depend on all that has been scored.
         """
         queue = _Queue(waiting=iter(jobs), most=most)
         while queue.fill():
-            self._train(queue, exam, rungs)
+            self._train(queue, self.exams[split], rungs)
         self.progress.slots([])
 
     def _train(self, queue: _Queue, exam: Exam, rungs: Sequence[int]) -> None:
@@ -212,10 +273,12 @@ class Packs:
         queue.restart()
 
     def _train_all(self, queue: _Queue, exam: Exam, rungs: Sequence[int]) -> None:
-        def start(job: Job) -> None:
+        def start(job: Job) -> Begun | None:
             job.started = time.monotonic()
+            begun = rewind(job.folder, job.config)
             runs.start_trial(job.folder, job.config, job.origin)
             self._show(queue)
+            return begun
 
         def on_step(num_trials: int) -> None:
             self._count(num_trials * queue.taken[0].config.batch_size)
@@ -296,25 +359,29 @@ class Packs:
         elif reason := self.stops(job, epoch):
             self._end(job, "pruned", reason)
             rung.stop(index)
+        else:
+            write_begun(job.folder, rung.begun(index))
 
     def _end(self, job: Job, state: runs.State, reason: str | None = None) -> None:
         job.ended = True
         runs.end_trial(job.folder, state, time.monotonic() - job.started, reason)
+        forget(job.folder)
         if reason:
             self.progress.line(f"{job.folder.name} {state}: {reason}")
         self.on_end(job)
 
     # Examining what has been trained
 
-    def examine(self, adapters: Sequence[tuple[Path, Path]], exam: Exam) -> None:
-        """Draw and score adapter files on `exam`: pairs of the file and the folder of its Evaluation.
+    def examine(self, adapters: Sequence[tuple[Path, Path]], split: Split) -> None:
+        """Draw and score adapter files on the prompts of `split`: pairs of the file and the folder of its
+        Evaluation.
 
         Folders that hold one are left alone. An adapter whose images must not be scored gets none, and is
         said; raises UsageError for a file that cannot be read.
         """
         left = [(file, folder) for file, folder in adapters if not runs.has_evaluation(folder)]
         for start in range(0, len(left), self.num_slots):
-            self._examine(left[start : start + self.num_slots], exam)
+            self._examine(left[start : start + self.num_slots], self.exams[split])
 
     def _examine(self, adapters: Sequence[tuple[Path, Path]], exam: Exam) -> None:
         self.progress.status(f"scoring {len(adapters)} adapters on the {exam.split} prompts")
@@ -329,7 +396,7 @@ class Packs:
         if scored is None:  # out of the handler, whose traceback holds what the first attempt allocated
             self._say_halved(len(adapters))
             for half in _halves(adapters):
-                self.examine(half, exam)
+                self._examine(half, exam)
             return
         for (_, folder), reason in zip(adapters, scored, strict=True):
             if reason:
@@ -359,16 +426,18 @@ class Packs:
 
     # How much work there is
 
-    def drawing(self, exam: Exam) -> float:
-        return exam.num_images * exam.sampler.steps * 2 * IMAGE_STEP
-
-    def typical(self, exam: Exam, rungs: Sequence[int]) -> float:
-        """Of one training that is not known yet, scored on `exam` at each rung that it passes."""
-        return sum(rungs) / len(rungs) * self.data.num_shown + self.drawing(exam) * (len(rungs) + 1) / 2
+    @property
+    def survey(self) -> Survey:
+        return Survey(
+            resolution=self.base.resolution,
+            num_shown=self.data.num_shown,
+            num_slots=self.num_slots,
+            num_drawn={split: exam.num_images * exam.sampler.steps * 2 for split, exam in self.exams.items()},
+        )
 
     def _draw(self, exam: Exam, num_slots: int) -> Generator[tuple[NDArray[np.uint8], Losses], None, None]:
         """Images and denoising losses through each attached adapter, as they come."""
-        units, drawn = self.drawing(exam) * num_slots, 0.0
+        units, drawn = self.survey.drawing(exam.split) * num_slots, 0.0
 
         def on_progress(fraction: float) -> None:
             nonlocal drawn

@@ -43,6 +43,7 @@ class PlainProgress:
         self._pace = Pace()
         self._started = time.monotonic()
         self._rows: Sequence[str] = ()
+        self._left = ""
 
     def total(self, units: float) -> None:
         self._pace.plan(units)
@@ -58,8 +59,9 @@ class PlainProgress:
         new = [row for row in rows if row not in self._rows]
         for row in new:
             self.line(f"training {row}")
-        if new:
-            self.line(self._pace.time_left)
+        if new and self._pace.time_left != self._left:
+            self._left = self._pace.time_left
+            self.line(self._left)
         self._rows = rows
 
     def best(self, text: str) -> None:

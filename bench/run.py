@@ -223,18 +223,7 @@ class Run:
         file = path / "run.json"
         if not file.exists():
             raise MissingError(f"{path}: not a run folder (no run.json in it)")
-        data = read_json(file)
-        if data.get("schema_version") != SCHEMA_VERSION:
-            raise UsageError(
-                f"{file}: schema version {data.get('schema_version')!r}, "
-                f"this version of bench reads {SCHEMA_VERSION}"
-            )
-        with reading(file):
-            prompts = {
-                split: [PromptRecord(**{**record, "seeds": tuple(record["seeds"])}) for record in records]
-                for split, records in data.pop("prompts").items()
-            }
-            return cls(path, Metadata(**{**data, "notes": tuple(data["notes"])}, prompts=prompts))
+        return cls(path, read_metadata(file))
 
     # Reading
 
@@ -327,6 +316,22 @@ class Run:
     def _records(self, kind: str) -> list[TrialRecord]:
         folder = self.path / kind
         return [read_trial(path.parent) for path in sorted(folder.glob("*/trial.json"))]
+
+
+def read_metadata(file: Path) -> Metadata:
+    """Of a run.json; raises UsageError."""
+    data = read_json(file)
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise UsageError(
+            f"{file}: schema version {data.get('schema_version')!r}, "
+            f"this version of bench reads {SCHEMA_VERSION}"
+        )
+    with reading(file):
+        prompts = {
+            split: [PromptRecord(**{**record, "seeds": tuple(record["seeds"])}) for record in records]
+            for split, records in data.pop("prompts").items()
+        }
+        return Metadata(**{**data, "notes": tuple(data["notes"])}, prompts=prompts)
 
 
 # One trial's folder

@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,10 +25,10 @@ from bench.cache import cache_limit
 from bench.confirm import EXAMINED, Confirmation
 from bench.dataset import Dataset, load_dataset
 from bench.encoding import crops_note, encode
-from bench.errors import BenchError, MismatchError, TrialError, UsageError
+from bench.errors import BenchError, DeviceError, MismatchError, TrialError, UsageError
 from bench.fit import find_fit
-from bench.fleet import Fleet, count_devices, on_devices, shared_threads
-from bench.packs import Attach, Packs, Progress, Trainer, describe
+from bench.fleet import Fleet, count_devices, shared_threads
+from bench.packs import Attach, Crew, Packs, Progress, Trainer, describe
 from bench.prior import with_prior
 from bench.progress import show_progress
 from bench.prompts import Prompt, fingerprint, held_out_prompts, probe_prompts, scored_text
@@ -40,10 +40,12 @@ from bench.scoring.losses import NUM_PICTURES, Denoising, HeldOutLoss, LossGap
 from bench.scoring.measure import MIN_SET
 from bench.scoring.metrics import METRICS
 from bench.series import Checkpoint, Series
+from bench.shared import Place, Shared, refuse_apart, share, shared_metadata
 from bench.sheet import Sheet, read_sheet
 from bench.space import ModuleChoices, SearchSpace, modules_to_text
 from bench.speed import Speed, measure_speed
 from bench.study import Study
+from bench.workers import Parent, Worker
 
 PACKAGES = (
     "torch",
@@ -83,6 +85,14 @@ class Command:
     seed: int
     engine: Engine
     console: Console
+    isolated: bool = False
+    """Train and examine in child processes, one a device, even where there is one device."""
+    place: Place | None = None
+    """Of a study that others work on too."""
+
+    @property
+    def say(self) -> Callable[[str], None]:
+        return partial(self.console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
@@ -94,7 +104,6 @@ class Session:
     dataset: Dataset
     networks: Networks
     prompts: Mapping[Split, Sequence[Prompt]]
-    num_devices: int = 1
 
     def exam(self, split: Split, packs: Packs) -> Exam:
         """The Exam of a split; draws the base's images if the folder does not hold them yet."""
@@ -128,27 +137,48 @@ def run_search(command: Command) -> Run:
     Everything is checked before anything is written: raises a BenchError.
     """
     space = command.space
-    opened = open_session(command, space.name, is_search=True)
-    with opened as session, show_progress(command.console) as progress:
-        own = packs_of(session, command.engine, progress)
-        with on_all_devices(session, command.engine, own) as packs:
-            exams = session.exams(own)
-            confirmation = Confirmation(run=session.run, packs=packs, exams=exams)
-            study = Study(run=session.run, packs=packs, dev=exams["dev"], reserve=confirmation.units)
+    with at_work(command, space.name, is_search=True) as (run, crew):
+        confirmation = Confirmation(run=run, packs=crew)
+        with _shared(run, command.place) as shared:
+            study = Study(run=run, packs=crew, reserve=confirmation.units, shared=shared)
             study.search(space.trials, space.budget)
             confirmation.confirm(lambda: study.seconds)
             study.save_seconds()
-    return session.run
+    return run
+
+
+def _shared(run: Run, place: Place | None) -> AbstractContextManager[Shared | None]:
+    if place is None:
+        refuse_apart(run)
+        return nullcontext()
+    return share(run, place, takes_over=True)
+
+
+def run_worker(command: Command, place: Place, overrides: Mapping[str, Any]) -> Run:
+    """Work on a search that was begun elsewhere, until it has enough trials; returns the run of this machine.
+
+    The command's name is the search's; `overrides` say where its data or base are here. Raises MismatchError
+    if they are not what it searches.
+    """
+    name = _checked_name(command.name or "")
+    theirs = shared_metadata(place, name)
+    space = resolve(SearchSpace.model_validate(theirs.space), overrides)
+    if theirs.slots_reason:
+        space = space.model_copy(update={"slots": "auto"})
+    command = dataclasses.replace(command, space=space, seed=theirs.seed)
+    with at_work(command, name, is_search=True) as (run, crew):
+        if changed := _changed(run.metadata, theirs):
+            raise MismatchError(f"{name}: is searched with another {', '.join(changed)}")
+        with share(run, place, takes_over=False) as shared:
+            Study(run=run, packs=crew, shared=shared).search(shared.num_wanted, space.budget)
+    return run
 
 
 def run_floor(command: Command) -> Run:
     """Measure the noise floor of a space's default configuration; a search of that name builds on it."""
-    opened = open_session(command, command.space.name)
-    with opened as session, show_progress(command.console) as progress:
-        own = packs_of(session, command.engine, progress)
-        with on_all_devices(session, command.engine, own) as packs:
-            Confirmation(run=session.run, packs=packs, exams=session.exams(own)).floor()
-    return session.run
+    with at_work(command, command.space.name) as (run, crew):
+        Confirmation(run=run, packs=crew).floor()
+    return run
 
 
 def run_adapters(command: Command, digests: Mapping[Path, str]) -> Run:
@@ -157,23 +187,20 @@ def run_adapters(command: Command, digests: Mapping[Path, str]) -> Run:
     Each is known by its digest, see `file_digests`, so that nothing is drawn twice. Raises UsageError for a
     file that does not fit, TrialError naming a file whose images must not be scored.
     """
-    opened = open_session(command, f"adapters-{command.space.name}"[:MAX_NAME])
-    with opened as session, show_progress(command.console) as progress:
-        _check_fit(session.base, command.engine, digests)
-        folders = {file: session.run.adapter_folder(adapter_label(digests[file])) for file in digests}
+    name = f"adapters-{command.space.name}"[:MAX_NAME]
+    with at_work(command, name, splits=EXAMINED, adapters=tuple(digests)) as (run, crew):
+        folders = {file: run.adapter_folder(adapter_label(digests[file])) for file in digests}
         for file, into in folders.items():
             start_adapter(into, file, digests[file])
-        own = packs_of(session, command.engine, progress)
-        with on_all_devices(session, command.engine, own) as packs:
-            for split, exam in session.exams(own, EXAMINED).items():
-                _examine_adapters(packs, {file: into / split for file, into in folders.items()}, exam)
-    return session.run
+        for split in crew.survey.num_drawn:
+            _examine_adapters(crew, {file: into / split for file, into in folders.items()}, split)
+    return run
 
 
-def _examine_adapters(packs: Packs | Fleet, folders: Mapping[Path, Path], exam: Exam) -> None:
-    packs.examine(list(folders.items()), exam)
+def _examine_adapters(crew: Crew, folders: Mapping[Path, Path], split: Split) -> None:
+    crew.examine(list(folders.items()), split)
     for file, folder in folders.items():
-        if reason := packs.refused.get(folder):
+        if reason := crew.refused.get(folder):
             raise TrialError(f"{file}: cannot be scored: {reason}")
 
 
@@ -189,16 +216,17 @@ def run_scores(command: Command, series: Sequence[Series]) -> tuple[Run, list[Sh
     with opened as session, show_progress(command.console) as progress:
         _check_fit(session.base, command.engine, [checkpoint.file for checkpoint in checkpoints])
         run, packs = session.run, packs_of(session, command.engine, progress)
-        dev = session.exams(packs, ["dev"])["dev"]
-        progress.total(packs.drawing(dev) * len(checkpoints) * len(run.space.weights))
+        packs.exams |= session.exams(packs, ["dev"])
+        progress.total(packs.survey.drawing("dev") * len(checkpoints) * len(run.space.weights))
         for weight in run.space.weights:
             packs.attach = partial(command.engine.attach, weight=weight)
-            packs.examine(_started(run, checkpoints, weight, "dev"), dev)
+            packs.examine(_started(run, checkpoints, weight, "dev"), "dev")
         sheets = [read_sheet(run, each, packs.refused) for each in series]
-        for split, exam in session.exams(packs, EXAMINED).items():
+        packs.exams = session.exams(packs, EXAMINED)
+        for split in packs.exams:
             for best in (sheet.best for sheet in sheets):
                 packs.attach = partial(command.engine.attach, weight=best.weight)
-                packs.examine(_started(run, [best.checkpoint], best.weight, split), exam)
+                packs.examine(_started(run, [best.checkpoint], best.weight, split), split)
                 if reason := packs.refused.get(run.adapter_folder(best.label) / split):
                     raise TrialError(f"{best.checkpoint.file}: cannot be scored: {reason}")
     return run, sheets
@@ -267,14 +295,77 @@ def packs_of(session: Session, engine: Engine, progress: Progress) -> Packs:
     )
 
 
-def on_all_devices(session: Session, engine: Engine, packs: Packs) -> AbstractContextManager[Packs | Fleet]:
-    """What trains and examines on all devices of a session, `packs` on the first; no worker outlives it."""
-    load = partial(join, session.run.path, session.run.metadata, engine)
-    return on_devices(session.num_devices, packs, load)
+@contextmanager
+def at_work(
+    command: Command,
+    name: str,
+    *,
+    is_search: bool = False,
+    splits: Sequence[Split] | None = None,
+    adapters: Sequence[Path] = (),
+) -> Iterator[tuple[Run, Crew]]:
+    """An open run, see `open_session`, and what trains and examines on its prompts of `splits` (or of all).
+
+    In this process where there is one device and the command is not `isolated`; else in a worker a device.
+    None of them outlives it. Raises UsageError for one of the `adapters` that does not fit.
+    """
+    opening = _opening(command, name, is_search)
+    if opening.num_devices == 1 and not command.isolated:
+        with _opened(opening, command) as session, show_progress(command.console) as progress:
+            yield session.run, _prepared(session, command.engine, progress, splits, adapters)
+        return
+    with ExitStack() as stack:
+        stack.enter_context(shared_threads(find_device(), opening.num_devices))
+        load = partial(_open_in_worker, opening, command.engine, splits, adapters)
+        fleet = Fleet(
+            [Worker(number=number, load=load) for number in range(opening.num_devices)],
+            stack.enter_context(show_progress(command.console)),
+            join=lambda metadata: partial(join, opening.path, metadata, command.engine),
+            say=command.say,
+            lock=lambda: stack.enter_context(_locked(opening.path)),
+        )
+        stack.callback(fleet.close)
+        fleet.start()
+        assert fleet.metadata
+        yield Run(opening.path, fleet.metadata), fleet
+
+
+def _open_in_worker(
+    opening: "_Opening",
+    engine: Engine,
+    splits: Sequence[Split] | None,
+    adapters: Sequence[Path],
+    parent: Parent,
+) -> tuple[Packs, Callable[[Split], Exam]]:
+    """For the first worker: its Packs with all Exams, of a run that it opens for all."""
+    try:
+        session = opening.session(parent.say, parent.lock)
+        packs = _prepared(session, engine, parent, splits, adapters)
+    except DeviceError:
+        raise
+    except BenchError as error:
+        parent.tell("broke", error)
+        raise
+    parent.tell("opened", session.run.metadata, packs.survey)
+    return packs, lambda split: session.exams(packs, [split])[split]
+
+
+def _prepared(
+    session: Session,
+    engine: Engine,
+    progress: Progress,
+    splits: Sequence[Split] | None,
+    adapters: Sequence[Path],
+) -> Packs:
+    """Packs with the Exams of `splits`, or of all."""
+    _check_fit(session.base, engine, adapters)
+    packs = packs_of(session, engine, progress)
+    packs.exams |= session.exams(packs, splits)
+    return packs
 
 
 def join(
-    path: Path, metadata: Metadata, engine: Engine, progress: Progress
+    path: Path, metadata: Metadata, engine: Engine, parent: Parent
 ) -> tuple[Packs, Callable[[Split], Exam]]:
     """For a worker: Packs, and what gives an Exam, of a run that another process has opened.
 
@@ -282,9 +373,9 @@ def join(
     """
     run = Run(path, metadata)
     loaded = _load(run.space)
-    _check_same(run, _metadata(metadata.name, run.space, metadata.seed, loaded))
+    _check_same(run, _metadata(metadata.name, run.space, metadata.seed, loaded, metadata.device))
     session = loaded.session(run)
-    packs = packs_of(session, engine, progress)
+    packs = packs_of(session, engine, parent)
     return packs, lambda split: session.exams(packs, [split])[split]
 
 
@@ -297,7 +388,6 @@ class _Loaded:
     networks: Networks
     prompts: Mapping[Split, Sequence[Prompt]]
     notes: tuple[str, ...]
-    num_devices: int
 
     def session(self, run: Run) -> Session:
         return Session(
@@ -306,7 +396,6 @@ class _Loaded:
             dataset=self.dataset,
             networks=self.networks,
             prompts=self.prompts,
-            num_devices=self.num_devices,
         )
 
 
@@ -324,7 +413,6 @@ def _load(space: SearchSpace) -> _Loaded:
         networks=Networks(scorer=scorer, judge=judge),
         prompts=prompts,
         notes=(*_notes(base, scorer, dataset, prompts, space.trigger, missing), *([note] if note else [])),
-        num_devices=count_devices(space.devices, device),
     )
 
 
@@ -335,30 +423,70 @@ def open_session(command: Command, name: str, *, is_search: bool = False) -> Ite
     `name` is the run's if the user gave none. A search may last longer than the one that was begun, and its
     run.json says so; others leave it alone.
     """
-    space, console = command.space, command.console
-    path = command.folder / _checked_name(command.name or name)
+    with _opened(_opening(command, name, is_search), command) as session:
+        yield session
+
+
+@contextmanager
+def _opened(opening: "_Opening", command: Command) -> Iterator[Session]:
+    """In this process."""
+    with ExitStack() as stack:
+        stack.enter_context(shared_threads(find_device(), opening.num_devices))
+        yield opening.session(command.say, lambda: stack.enter_context(_locked(opening.path)))
+
+
+def _opening(command: Command, name: str, is_search: bool) -> "_Opening":
     cache_limit()  # wrong, it is said now
     device = find_device()
-    num_devices = count_devices(space.devices, device)
+    num_devices = count_devices(command.space.devices, device)
     with shared_threads(device, num_devices):
-        console.print(f"Device: {_describe(device, num_devices)}", highlight=False, markup=False)
-        loaded = _load(space)
-        base, dataset = loaded.base, loaded.dataset
-        metadata = _metadata(path.name, space, command.seed, loaded)
+        return _Opening(
+            space=command.space,
+            path=command.folder / _checked_name(command.name or name),
+            seed=command.seed,
+            trainer=command.engine.train,
+            is_search=is_search,
+            device=_describe(device, num_devices),
+            num_devices=num_devices,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Opening:
+    """A run that is to be opened."""
+
+    space: SearchSpace
+    path: Path
+    seed: int
+    trainer: Trainer
+    is_search: bool
+    device: str
+    """All of them, in words."""
+    num_devices: int
+
+    def session(self, say: Callable[[str], None], lock: Callable[[], object]) -> Session:
+        """Load and check all, then take the run's lock, and open or create its folder."""
+        say(f"Device: {self.device}")
+        loaded = _load(self.space)
+        metadata = _metadata(self.path.name, self.space, self.seed, loaded, self.device)
         for note in loaded.notes:
-            console.print(f"Note: {note}.", highlight=False, markup=False, soft_wrap=True)
-        with _locked(path):
-            run = _open(path, metadata, is_search) or _create(path, metadata, loaded)
-            if run.space.slots == "auto":
-                run = _with_slots(run, loaded, command, write=is_search or run.metadata == metadata)
-            console.print(
-                f"Run: {path}  (base {base.name}, data {dataset.name}: "
-                f"{len(dataset.train)} images to train on)",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
-            yield loaded.session(run)
+            say(f"Note: {note}.")
+        lock()
+        run = _open(self.path, metadata, self.is_search) or _create(self.path, metadata, loaded)
+        if run.space.slots == "auto":
+            run = self._with_slots(run, loaded.base, say, write=self.is_search or run.metadata == metadata)
+        data = f"data {loaded.dataset.name}: {len(loaded.dataset.train)} images to train on"
+        say(f"Run: {self.path}  (base {loaded.base.name}, {data})")
+        return loaded.session(run)
+
+    def _with_slots(self, run: Run, base: BaseModel, say: Callable[[str], None], *, write: bool) -> Run:
+        """The run with as many slots as fit on this machine; run.json says so if it is this command's own."""
+        say("Finding out how many trials fit side by side.")
+        found = find_fit(base, run.space, self.trainer, self.num_devices)
+        say(f"Side by side: {found.slots}: {found.reason}.")
+        space = {**run.metadata.space, "slots": found.slots}
+        metadata = dataclasses.replace(run.metadata, space=space, slots_reason=found.reason)
+        return Run.create(run.path, metadata) if write else Run(run.path, metadata)
 
 
 def _notes(
@@ -484,16 +612,6 @@ def _lasting(known: Metadata, given: Metadata) -> Metadata:
     return dataclasses.replace(known, space={**given.space, "slots": slots})
 
 
-def _with_slots(run: Run, loaded: _Loaded, command: Command, *, write: bool) -> Run:
-    """The run with as many slots as fit on this machine; run.json says so if it is this command's own."""
-    command.console.print("Finding out how many trials fit side by side.", highlight=False)
-    found = find_fit(loaded.base, run.space, command.engine.train, loaded.num_devices)
-    command.console.print(f"Side by side: {found.slots}: {found.reason}.", highlight=False, soft_wrap=True)
-    space = {**run.metadata.space, "slots": found.slots}
-    metadata = dataclasses.replace(run.metadata, space=space, slots_reason=found.reason)
-    return Run.create(run.path, metadata) if write else Run(run.path, metadata)
-
-
 def _create(path: Path, metadata: Metadata, loaded: _Loaded) -> Run:
     if any((path / name).exists() for name in ("study.db", "trials", "confirm")):
         raise MismatchError(f"{path}: holds trials but no run.json; give another --name")
@@ -506,22 +624,24 @@ def _create(path: Path, metadata: Metadata, loaded: _Loaded) -> Run:
 
 def _check_same(run: Run, metadata: Metadata) -> None:
     """To go on, a search must be the one that was begun; only how long it lasts may change."""
-    mine, theirs = metadata.space, run.space.model_dump(mode="json")  # with keys that came later
-    # The last four are known by their fingerprints.
-    free = {"trials", "budget", "slots", "devices", "name", "floor", "weights"}
-    free |= {"base", "data", "scorer", "judge"}
-    changed = [f"space.{key}" for key in mine if key not in free and mine[key] != theirs.get(key)]
-    fingerprints = [f"{name}_fingerprint" for name in ("base", "data", "scorer", "judge", "prompts")]
-    changed += [
-        name for name in ("seed", *fingerprints) if getattr(metadata, name) != getattr(run.metadata, name)
-    ]
-    if changed:
+    if changed := _changed(metadata, run.metadata):
         raise MismatchError(
             f"{run.path}: was begun with another {', '.join(changed)}; give another --name for a new run"
         )
 
 
-def _metadata(name: str, space: SearchSpace, seed: int, loaded: _Loaded) -> Metadata:
+def _changed(mine: Metadata, known: Metadata) -> list[str]:
+    """What of two runs that should be one search is not the same."""
+    theirs = SearchSpace.model_validate(known.space).model_dump(mode="json")  # with keys that came later
+    # The last four are known by their fingerprints.
+    free = {"trials", "budget", "slots", "devices", "name", "floor", "weights"}
+    free |= {"base", "data", "scorer", "judge"}
+    changed = [f"space.{key}" for key in mine.space if key not in free and mine.space[key] != theirs.get(key)]
+    fingerprints = [f"{name}_fingerprint" for name in ("base", "data", "scorer", "judge", "prompts")]
+    return changed + [name for name in ("seed", *fingerprints) if getattr(mine, name) != getattr(known, name)]
+
+
+def _metadata(name: str, space: SearchSpace, seed: int, loaded: _Loaded, device: str) -> Metadata:
     base, dataset, prompts = loaded.base, loaded.dataset, loaded.prompts
     scorer, judge = loaded.networks.scorer, loaded.networks.judge
     drawn = [prompt for split in ("dev", "test", "probe") for prompt in prompts[split]]
@@ -541,7 +661,7 @@ def _metadata(name: str, space: SearchSpace, seed: int, loaded: _Loaded) -> Meta
         judge_fingerprint=judge.fingerprint if judge else None,
         prompts_fingerprint=fingerprint(drawn),
         prompts={split: _prompt_records(split, of_split, dataset) for split, of_split in prompts.items()},
-        device=_describe(base.device, loaded.num_devices),
+        device=device,
         machine=f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         notes=loaded.notes,
         versions={"bench": bench.__version__} | {name: importlib.metadata.version(name) for name in PACKAGES},

@@ -1,8 +1,9 @@
 """Workers: child processes that train and examine, each on a device of its own.
 
-A worker loads the run that its parent has opened and works through the same `Packs`; it writes the files of
-its trials itself. What its Packs ask and tell goes over a pipe to the parent, see `bench/fleet.py`. Messages
-are pickled, as `multiprocessing` does it: they pass between the processes of one program alone.
+A worker loads all that a run's space names and works through `Packs`; it writes the files of its trials
+itself. The first opens the run for all. What its Packs ask and tell goes over a pipe to the parent, see
+`bench/fleet.py`. Messages are pickled, as `multiprocessing` does it: they pass between the processes of one
+program alone.
 """
 
 import os
@@ -14,7 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 
 from bench.errors import BenchError, DeviceError, one_line
-from bench.packs import Packs, Progress
+from bench.packs import Packs
 from bench.run import Split
 from bench.scoring.exam import Exam
 
@@ -33,8 +34,8 @@ COMMAND = "from bench.workers import main; main()"
 PAUSE = 0.2
 """Seconds between two messages that only say how much work was done."""
 
-Load = Callable[[Progress], tuple[Packs, Callable[[Split], Exam]]]
-"""Called in a worker: its Packs, and what gives the Exam of a split that the parent has prepared."""
+Load = Callable[["Parent"], tuple[Packs, Callable[[Split], Exam]]]
+"""Called in a worker: its Packs, and what gives the Exam of a split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Worker:
     """Of its device among the visible ones."""
     load: Load
     threads: int = field(default_factory=torch.get_num_threads)
+    """Of its processor."""
     done: float = 0.0
     """Units of work, see `Packs`."""
     running: dict[Path, Any] = field(default_factory=dict)
@@ -85,6 +87,8 @@ class Worker:
     """Its device is left alone."""
     last_words: str | None = None
     """Why it ends."""
+    reason: str = ""
+    """Why its last process ended."""
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def start(self) -> None:
@@ -161,7 +165,7 @@ def main() -> None:
     try:
         load, threads = pipe.recv()
         torch.set_num_threads(threads)
-        parent = _Parent(pipe)
+        parent = Parent(pipe)
         _work(parent, *load(parent))
     except EOFError:
         pass  # the parent ended before it could say what to do
@@ -173,33 +177,36 @@ def main() -> None:
     os._exit(1)  # whatever state the device is in
 
 
-def _work(parent: "_Parent", packs: Packs, exam_of: Callable[[Split], Exam]) -> None:
+def _work(parent: "Parent", packs: Packs, exam_of: Callable[[Split], Exam]) -> None:
     """Until there is an error that is no trial's."""
-    exam_of = cache(exam_of)
-    packs.on_end = lambda job: parent.tell("ended", job.folder, {})
-    packs.on_score = lambda job, epoch, evaluation: parent.tell("scored", job.folder, epoch, evaluation)
-    packs.stops = lambda job, epoch: parent.ask("stops", job.folder, epoch)
+    packs.listen(
+        on_end=lambda job: parent.tell("ended", job.folder, {}),
+        on_score=lambda job, epoch, evaluation: parent.tell("scored", job.folder, epoch, evaluation),
+        stops=lambda job, epoch: parent.ask("stops", job.folder, epoch),
+    )
     while True:
         order = parent.ask("order")
         try:
-            _carry_out(parent, packs, order, exam_of(order.split))
+            if order.split not in packs.exams:
+                packs.exams[order.split] = exam_of(order.split)
+            _carry_out(parent, packs, order)
         except DeviceError:
             raise
         except BenchError as error:  # no other device would fare better
             parent.tell("broke", error)
 
 
-def _carry_out(parent: "_Parent", packs: Packs, order: Order, exam: Exam) -> None:
+def _carry_out(parent: "Parent", packs: Packs, order: Order) -> None:
     items = iter(partial(parent.ask, "take", order), None)
     if order.rungs:
-        packs.train(items, exam, order.rungs, order.most)
+        packs.train(items, order.split, order.rungs, order.most)
         return
     for sheaf in items:
-        packs.examine(sheaf.adapters, exam)
+        packs.examine(sheaf.adapters, order.split)
         parent.tell("ended", sheaf.folder, packs.refused)
 
 
-class _Parent:
+class Parent:
     """The parent as a worker sees it: is asked and told, and shows its progress."""
 
     def __init__(self, pipe: Connection) -> None:
@@ -222,6 +229,14 @@ class _Parent:
                 self._answers.put(self._pipe.recv())
         finally:
             os._exit(1)  # nobody is left to work for
+
+    def lock(self) -> None:
+        """Ask for the run's lock: returns once the parent holds it, or never."""
+        self.ask("lock")
+
+    def say(self, text: str) -> None:
+        """To the user, as it is."""
+        self.tell("say", text)
 
     # Progress
 

@@ -4,10 +4,8 @@ import io
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,15 +14,16 @@ from rich.console import Console
 
 from bench import run as runs
 from bench.config import TrialConfig
-from bench.errors import BenchError
+from bench.errors import BenchError, DeviceError, UsageError
 from bench.fleet import Fleet, count_devices, shared_threads, sheaves_of
-from bench.packs import Job
+from bench.packs import Job, Survey
 from bench.progress import PlainProgress
 from bench.run import read_trial
 from bench.workers import Gone, environment
 
 CONFIG = TrialConfig(rank=2, alpha=2, learning_rate=1e-4, epochs=1)
-DEV: Any = SimpleNamespace(split="dev")
+SURVEY = Survey(resolution=64, num_shown=60, num_slots=2, num_drawn={"dev": 8})
+JOINED: Any = object()
 KILLED = "its process was ended by SIGKILL"
 Words = Iterator[tuple[Any, ...]]
 Life = Callable[["Puppet"], Words]
@@ -34,29 +33,21 @@ class Puppet:
     """A worker that says what its lives say, one after the other, and then lives without end."""
 
     def __init__(self, *lives: Life) -> None:
-        self.number, self.done, self.deaths, self.given_up = 1, 0.0, 0, False
+        self.number, self.done, self.deaths, self.given_up, self.reason = 0, 0.0, 0, False, ""
+        self.load: Any = None
+        self.side_by_side: list[int] = []
         self.running: dict[Path, Any] = {}
         self.last_words: str | None = None
         self.answer: Any = None
-        self._lives = iter([*lives, self._last])
-        self._is_last = False
-
-    @property
-    def is_over(self) -> bool:
-        """Whether all lives but the last are."""
-        return self.given_up or self._is_last
+        self._lives = iter([*lives, ending()])
 
     def start(self) -> None:
-        self._words = next(self._lives)(self)
-
-    def _last(self, worker: "Puppet") -> Words:
-        self._is_last = True
-        return ending()(worker)
+        self.last_words, self._words = None, next(self._lives)(self)
 
     def hear(self) -> tuple[Any, ...]:
         for words in self._words:
             return 1.0, *words
-        raise Gone(KILLED)
+        raise Gone(self.last_words or KILLED)
 
     def tell(self, answer: Any) -> None:
         self.answer = answer
@@ -73,6 +64,7 @@ def ending(*deadly: str, last: Callable[[Path], tuple[Any, ...] | None] = lambda
     """A life that ends what it takes until it takes a deadly one; then it may have a `last` word."""
 
     def life(worker: Puppet) -> Words:
+        yield "opened", None, SURVEY
         while True:
             yield ("order",)
             order = worker.answer
@@ -89,46 +81,42 @@ def ending(*deadly: str, last: Callable[[Path], tuple[Any, ...] | None] = lambda
     return life
 
 
+def side_by_side(number: int, deadly: str) -> Life:
+    """A life that takes so many at a time and ends them together, or none if a deadly one is among them."""
+
+    def life(worker: Puppet) -> Words:
+        yield "opened", None, SURVEY
+        while True:
+            yield ("order",)
+            order = worker.answer
+            items = []
+            for _ in range(number):
+                yield "take", order
+                if not worker.answer:
+                    break
+                items.append(worker.answer)
+            worker.side_by_side.append(len(items))
+            if any(item.folder.name == deadly for item in items):
+                return
+            for item in items:
+                finish(item.folder)
+                yield "ended", item.folder, {}
+
+    return life
+
+
 def finish(folder: Path) -> None:
     runs.start_trial(folder, CONFIG, "sampled")
     runs.end_trial(folder, "complete", 1.0)
 
 
-class OwnPacks:
-    """This process's Packs: they begin when all lives of the worker but the last are over."""
-
-    def __init__(self, worker: Puppet) -> None:
-        self.worker, self.output = worker, io.StringIO()
-        self.progress: Any = PlainProgress(Console(file=self.output, width=200))
-        self.num_slots, self.done = 2, 0.0
-        self.refused: dict[Path, str] = {}
-        self.trained: list[str] = []
-        self.on_end: Callable[[Job], None]
-
-    def train(self, jobs: Iterable[Job], exam: Any, rungs: Sequence[int], most: int | None) -> None:
-        self._wait()
-        for job in jobs:
-            finish(job.folder)
-            self.trained.append(job.folder.name)
-            self.on_end(job)
-
-    def examine(self, adapters: Sequence[tuple[Path, Path]], exam: Any) -> None:
-        """In no time."""
-
-    def _wait(self) -> None:
-        end = time.monotonic() + 60
-        while not self.worker.is_over:
-            assert time.monotonic() < end
-            time.sleep(0.001)
-
-
 class Work:
-    """Four jobs for a fleet of this process and one worker."""
+    """Four jobs for a fleet of one worker."""
 
     def __init__(self, folder: Path, *lives: Life) -> None:
-        self.worker = Puppet(*lives)
-        self.packs: Any = OwnPacks(self.worker)
-        self.fleet = Fleet(self.packs, [self.worker])  # type: ignore[list-item]
+        self.worker, self.output = Puppet(*lives), io.StringIO()
+        progress = PlainProgress(Console(file=self.output, width=200))
+        self.fleet = Fleet([self.worker], progress, join=lambda metadata: JOINED)  # type: ignore[list-item]
         self.fleet.start()
         self.jobs = [Job(folder=folder / f"{n:04d}", config=CONFIG, origin="sampled") for n in range(4)]
         self.ended: list[str] = []
@@ -136,40 +124,62 @@ class Work:
 
     def train(self, jobs: Iterable[Job] | None = None) -> "Work":
         try:
-            self.fleet.train(self.jobs if jobs is None else jobs, DEV, [1], 4)
+            self.fleet.train(self.jobs if jobs is None else jobs, "dev", [1], 4)
         finally:
             self.fleet.close()
         return self
 
     @property
-    def states(self) -> list[str]:
-        return [read_trial(job.folder).state for job in self.jobs]
+    def states(self) -> list[str | None]:
+        """None: never begun."""
+        files = (job.folder / "trial.json" for job in self.jobs)
+        return [read_trial(file.parent).state if file.exists() else None for file in files]
 
 
-def test_what_a_worker_died_of_is_tried_by_another_worker_and_has_failed_then(tmp_path: Path) -> None:
+def test_what_a_worker_died_of_is_tried_again_and_has_failed_then(tmp_path: Path) -> None:
     work = Work(tmp_path, ending("0001"), ending("0001")).train()
     assert work.states == ["complete", "failed", "complete", "complete"]
     assert read_trial(tmp_path / "0001").reason == f"{KILLED}, twice"
     assert sorted(work.ended) == ["0000", "0001", "0002", "0003"]
-    assert work.packs.output.getvalue().count(f"device 1: {KILLED}; it starts again") == 2
+    assert work.output.getvalue().count(f"device 0: {KILLED}; it starts again") == 2
 
 
-def test_what_was_lost_by_chance_is_done_by_the_next_worker_from_its_start(tmp_path: Path) -> None:
-    (tmp_path / "0000" / "epoch-01").mkdir(parents=True)
+def test_what_was_lost_by_chance_is_done_by_the_next_worker(tmp_path: Path) -> None:
     work = Work(tmp_path, ending("0000")).train()
     assert work.states == ["complete"] * 4
-    assert sorted(work.ended) == ["0000", "0001", "0002", "0003"]
-    assert "0000" not in work.packs.trained
-    assert not (tmp_path / "0000" / "epoch-01").exists()
+    assert work.ended == ["0000", "0001", "0002", "0003"]
     assert work.fleet.done == work.worker.done > 0
+    assert work.worker.load is JOINED
+
+
+def test_what_was_lost_together_is_tried_again_one_by_one(tmp_path: Path) -> None:
+    work = Work(tmp_path, side_by_side(3, "0001"), side_by_side(3, "0001")).train()
+    assert work.states == ["complete", "failed", "complete", "complete"]
+    assert [number for number in work.worker.side_by_side if number] == [3, 1, 1]
 
 
 def test_a_device_whose_workers_only_die_is_left_alone(tmp_path: Path) -> None:
-    everything = ending("0000", "0001", "0002", "0003")
-    work = Work(tmp_path, *[everything] * 9).train()
-    assert work.states == ["failed", "complete", "complete", "complete"]
-    assert work.packs.trained == ["0001", "0002", "0003"]
-    assert f"device 1: {KILLED}; it is left alone" in work.packs.output.getvalue()
+    work = Work(tmp_path, *[ending("0000", "0001", "0002", "0003")] * 9)
+    with pytest.raises(DeviceError, match=f"device 0: {KILLED}; finished trials are kept"):
+        work.train()
+    assert work.states == ["failed", None, None, None]
+    assert f"device 0: {KILLED}; it is left alone" in work.output.getvalue()
+
+
+def test_a_run_that_cannot_be_opened_is_not_tried_for_ever(tmp_path: Path) -> None:
+    def dying(worker: Puppet) -> Words:
+        yield "dying", "no memory is left"
+
+    with pytest.raises(DeviceError, match="device 0: no memory is left"):
+        Work(tmp_path, *[dying] * 9)
+
+
+def test_what_is_wrong_with_a_run_that_is_opened_is_raised_as_it_is(tmp_path: Path) -> None:
+    def refusing(worker: Puppet) -> Words:
+        yield "broke", UsageError("data: no such folder")
+
+    with pytest.raises(UsageError, match="data: no such folder"):
+        Work(tmp_path, refusing)
 
 
 def test_a_trial_that_ended_before_its_worker_could_say_so_has_ended(tmp_path: Path) -> None:
@@ -181,7 +191,7 @@ def test_a_trial_that_ended_before_its_worker_could_say_so_has_ended(tmp_path: P
 def test_a_worker_says_why_it_ends(tmp_path: Path) -> None:
     last = ending("0000", last=lambda folder: ("dying", "a reason"))
     work = Work(tmp_path, last).train()
-    assert work.worker.last_words == "a reason"
+    assert "device 0: a reason; it starts again" in work.output.getvalue()
 
 
 def test_what_no_device_can_go_on_after_is_raised_at_the_end(tmp_path: Path) -> None:
@@ -205,12 +215,11 @@ def test_a_sampler_that_breaks_for_a_worker_is_no_trial_s_fault(tmp_path: Path) 
 
 def test_adapters_that_killed_two_workers_are_refused(tmp_path: Path) -> None:
     work = Work(tmp_path, ending("a", "c"), ending("a", "c"))
-    work.packs.examine = lambda adapters, exam: work.packs._wait()
     adapters = [(tmp_path / f"{name}.safetensors", tmp_path / name) for name in "abcd"]
-    work.fleet.examine(adapters, DEV)
+    work.fleet.examine(adapters, "dev")
     work.fleet.close()
     assert set(work.fleet.refused.values()) == {f"{KILLED}, twice"}
-    assert {folder.name for folder in work.fleet.refused} in ({"a", "b"}, {"c", "d"})
+    assert {folder.name for folder in work.fleet.refused} == {"a", "b"}
 
 
 @pytest.mark.parametrize(

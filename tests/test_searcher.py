@@ -96,18 +96,27 @@ def test_the_default_never_stops() -> None:
     assert mine.stops("0000", 2) is None
 
 
-def test_what_was_running_is_asked_again_after_an_interruption() -> None:
+def test_what_was_running_goes_on_after_an_interruption() -> None:
     mine = searcher()
     run(mine, 0, lambda c: 0.5)
     lost = mine.ask("0001")
     mine.scored("0001", 2, scores(0.7))
     later = searcher(mine.study)
-    assert later.interrupted() == ["0001"]
-    later.again("0001")
-    assert later.ask("0001") == lost
+    assert later.interrupted() == {"0001": lost}
     later.scored("0001", 2, scores(0.7))  # the same training scores the same: it is not told twice
     nested = [t.user_attrs["label"] for t in later.study.trials if t.user_attrs.get("nested")]
     assert sorted(nested) == ["0000", "0001"]
+
+
+def test_what_was_asked_but_not_begun_is_asked_again() -> None:
+    mine = searcher()
+    space = mine._space
+    mine.study.ask(fixed_distributions=space.distributions)  # the process ended before it was given a label
+    later = searcher(mine.study)
+    assert later.interrupted() == {}
+    asked = [later.ask(f"{number:04d}") for number in range(1 + len(space.starts))]
+    assert space.parameters_of(space.default) in [space.parameters_of(config) for config in asked]
+    assert [trial.state.name for trial in later.study.trials].count("RUNNING") == len(asked)
 
 
 def test_scores_of_ended_trials_are_remembered_for_pruning_only() -> None:

@@ -80,6 +80,13 @@ def find_checkpoints(output: Path) -> list[Path]:
     return [steps[step] for step in sorted(steps)]
 
 
+def set_aside(folder: Path) -> None:
+    """A damaged checkpoint is no checkpoint any more, but is kept to be looked at."""
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+
+
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Raises UsageError for one that is damaged."""
     from safetensors.torch import load_file

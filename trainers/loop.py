@@ -18,6 +18,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from bench.base import BaseModel, TrainingData, adaptable_names, target_names
+from bench.begun import Begun
 from bench.blocks import keep_text, project_text
 from bench.config import TrialConfig
 from bench.denoising import DenoisingLoss
@@ -36,6 +37,10 @@ MIN_SHRINK = 100
 """Steps left, of a pack on a GPU that is half empty, for which a smaller graph pays."""
 
 
+State = Mapping[str, Adapter]
+"""A trial's `weights`, their `average` where there is one, and what its optimizer keeps, by name."""
+
+
 @dataclass(eq=False, slots=True)
 class Trial:
     """A config in a slot."""
@@ -47,6 +52,8 @@ class Trial:
     step: int = 0
     """Updates so far."""
     losses: list[float] = field(default_factory=list)
+    state: State | None = None
+    """From which it goes on, until it has."""
 
     @property
     def num_steps(self) -> int:
@@ -87,27 +94,34 @@ class Rung:
         """Write a trial's adapter so that diffusers loads it."""
         save_adapter(path, self.adapter(index), self._trials[index].config)
 
+    def begun(self, index: int) -> Begun:
+        """From which a trial can go on another time."""
+        trial = self._trials[index]
+        state = self._pack.state(trial)
+        return Begun(config=trial.config, epoch=self.epoch(index), losses=list(trial.losses), state=state)
+
 
 def train(
     base: BaseModel,
     data: TrainingData,
-    configs: Iterator[TrialConfig],
+    configs: Iterator[TrialConfig | Begun],
     rungs: Sequence[int],
     num_slots: int,
     on_step: Callable[[int], None] = lambda number: None,
 ) -> Generator[Rung, None, None]:
     """Train configs, `num_slots` side by side; yields whenever some stand at an epoch of `rungs`.
 
-    The next config is taken when a slot is free. Every config's `epochs` must be one of `rungs`, where one
-    that is not nested stands only then; all must share `batch_size`. A trial leaves after the rung at its
-    `epochs`, when it is stopped, or when its loss is no longer finite. `on_step` gets the number of trials
-    that made a step. Raises torch.OutOfMemoryError.
+    One that has begun goes on from there, to what it would have come to. The next is taken when a slot is
+    free. Every config's `epochs` must be one of `rungs`, where one that is not nested stands only then; all
+    must share `batch_size`. A trial leaves after the rung at its `epochs`, when it is stopped, or when its
+    loss is no longer finite. `on_step` gets the number of trials that made a step. Raises
+    torch.OutOfMemoryError.
     """
     numbered = enumerate(configs)
     first = [_trial(index, config, rungs, data) for index, config in islice(numbered, num_slots)]
     if not first:
         return
-    with Spread(base, data, first) if base.twins else Pack(base, data, first) as pack:
+    with (Spread if base.twins else Pack)(base, data, first) as pack:
         while pack.trials:
             pack.advance(on_step)
             standing, diverged = pack.standing()
@@ -119,11 +133,16 @@ def train(
             pack.take([_trial(index, config, rungs, data) for index, config in islice(numbered, free)])
 
 
-def _trial(index: int, config: TrialConfig, rungs: Sequence[int], data: TrainingData) -> Trial:
+def _trial(index: int, given: TrialConfig | Begun, rungs: Sequence[int], data: TrainingData) -> Trial:
+    begun = given if isinstance(given, Begun) else None
+    config = given.config if isinstance(given, Begun) else given
     schedule = data.schedule(config.batch_size)
     passed = [epoch for epoch in rungs if epoch <= config.epochs] if config.nested else [config.epochs]
-    ends = [(epoch, schedule.end(epoch)) for epoch in passed]
-    return Trial(index, config, ends)
+    ends = [(epoch, schedule.end(epoch)) for epoch in passed if not begun or epoch > begun.epoch]
+    if begun is None:
+        return Trial(index, config, ends)
+    losses = list(begun.losses)
+    return Trial(index, config, ends, step=len(losses), losses=losses, state=begun.state)
 
 
 class Pack:
@@ -134,11 +153,10 @@ class Pack:
         base: BaseModel,
         data: TrainingData,
         trials: Sequence[Trial],
-        begun: "States | None" = None,
         num_parts: int = 1,
         processes: Processes | None = None,
     ) -> None:
-        """Trials that have `begun` go on where they were.
+        """Trials that have begun go on where they were.
 
         Each batch, or this process's share of it, is trained in `num_parts`, or more.
         """
@@ -153,7 +171,7 @@ class Pack:
         """By slot."""
         self._objective = DenoisingLoss(base)
         self.losses: dict[int, list[float]] = {trial.index: trial.losses for trial in trials}
-        self._attach(trials, begun or {})
+        self._attach(trials)
 
     def __enter__(self) -> "Pack":
         return self
@@ -315,6 +333,7 @@ class Pack:
             self._places[slot] = trial
             self.slots.put(slot, trial.config)
             self._optimizer.forget(slot, self.slots.weights[slot])
+            self._go_on(slot, trial)
         if staying and self._shrinks(len(free) - len(trials)):
             self._attach_again(staying)
 
@@ -327,7 +346,7 @@ class Pack:
         left = max(trial.ends[-1][1] - trial.step for trial in self.trials)
         return 2 * num_empty >= len(self._places) and left >= MIN_SHRINK
 
-    def _attach(self, trials: Sequence[Trial], begun: "States") -> None:
+    def _attach(self, trials: Sequence[Trial]) -> None:
         self._places = list(trials)
         configs = [trial.config for trial in trials]
         share = configs[0].batch_size // self._processes.number
@@ -336,10 +355,13 @@ class Pack:
         self._optimizer = RowOptimizer(*given, configs)
         self.slots.__enter__()  # once nothing can run out of memory any more
         for slot, trial in enumerate(trials):
-            if trial.index in begun:
-                self._go_on(slot, begun[trial.index])
+            self._go_on(slot, trial)
 
-    def _go_on(self, slot: int, state: "State") -> None:
+    def _go_on(self, slot: int, trial: Trial) -> None:
+        """Where it was, if it has begun."""
+        state, trial.state = trial.state, None
+        if state is None:
+            return
         self.slots.load(slot, state["weights"])
         for name, rows in self._rows().items():
             if name in state:
@@ -350,31 +372,28 @@ class Pack:
 
     def _attach_again(self, trials: Sequence[Trial]) -> None:
         """In slots of other shapes, where those that have begun go on."""
-        begun = self.states()
+        self.halt()
         self._graphs.clear()
         self._drawn.clear()
         self.slots.__exit__()
         self.slots.give_back()
         self._optimizer.give_back()
-        self._attach(trials, begun)
+        self._attach(trials)
 
-    def states(self) -> "States":
-        """Of all trials."""
-        return {trial.index: self._state(self.slot(trial)) for trial in self.trials}
+    def halt(self) -> None:
+        """Every trial holds what it goes on from elsewhere."""
+        for trial in self.trials:
+            trial.state = trial.state or self.state(trial)
 
-    def _state(self, slot: int) -> "State":
+    def state(self, trial: Trial) -> State:
+        """From which a trial can go on."""
+        slot = self.slot(trial)
         rows = {name: self.slots.read(rows, slot) for name, rows in self._rows().items()}
         numbers = self._optimizer.numbers.items()
         return rows | {name: {"numbers": of_all[slot].cpu().clone()} for name, of_all in numbers}
 
     def _rows(self) -> dict[str, torch.Tensor]:
         return self.slots.rows | self._optimizer.rows
-
-
-State = Mapping[str, Adapter]
-"""A trial's `weights`, their `average` where there is one, and what its optimizer keeps, by name."""
-States = Mapping[int, State]
-"""By a trial's index."""
 
 
 def _mean(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -404,7 +423,14 @@ class Spread:
         return sorted((trial for pack in self._packs for trial in pack.trials), key=_index)
 
     def adapter(self, trial: Trial) -> Adapter:
-        return next(pack for pack in self._packs if trial in pack.trials).adapter(trial)
+        return self._pack(trial).adapter(trial)
+
+    def state(self, trial: Trial) -> State:
+        """From which a trial can go on."""
+        return self._pack(trial).state(trial)
+
+    def _pack(self, trial: Trial) -> Pack:
+        return next(pack for pack in self._packs if trial in pack.trials)
 
     def advance(self, on_step: Callable[[int], None]) -> None:
         """To the next step at which some trial stands at a rung."""
@@ -451,11 +477,12 @@ class Spread:
         staying = [*self.trials, *trials]
         if not trials and len(staying) == sum(len(pack.slots) for pack in self._packs):
             return
-        begun = {index: state for pack in self._packs for index, state in pack.states().items()}
+        for pack in self._packs:
+            pack.halt()
         self._close()
         shares = _shares(self._base, staying, len(self._twins))
         for twin, share in zip(self._twins, shares, strict=False):
-            self._packs.append(Pack(twin, self._data, share, begun))
+            self._packs.append(Pack(twin, self._data, share))
 
     def _close(self) -> None:
         while self._packs:

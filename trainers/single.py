@@ -22,7 +22,7 @@ from bench.base import BaseModel, TrainingData, adaptable_names, load_base, targ
 from bench.config import MAX_BATCH, TrainingConfig, TrialConfig
 from bench.dataset import Example, content_of, load_training_images
 from bench.encoding import crops_note, encode
-from bench.errors import BenchError, MismatchError, TrialError, UsageError
+from bench.errors import BenchError, MismatchError, TrialError, UsageError, one_line
 from bench.export import export_training
 from bench.exported import export_folder
 from bench.files import replacing, write_text
@@ -39,6 +39,7 @@ from trainers.checkpoints import (
     find_checkpoints,
     read_checkpoint,
     refuse_changed,
+    set_aside,
     write_checkpoint,
 )
 from trainers.loop import Pack, Trial
@@ -249,20 +250,28 @@ def _made_by(
 
 
 def _begun(loaded: Loaded, console: Console) -> Checkpoint | None:
-    """The last checkpoint, if there is one; raises MismatchError if it is another training's."""
+    """The last whole checkpoint, if there is one; raises MismatchError if it is another training's."""
     output, checkpoints = loaded.output, find_checkpoints(loaded.output)
     if not checkpoints:
         if (output / ADAPTER).exists():
             raise MismatchError(f"{output}: holds an adapter but no checkpoint; give another output_dir")
         return None
-    refuse_changed(checkpoints[-1], loaded.made_by)
-    checkpoint = read_checkpoint(checkpoints[-1])
+    folder = checkpoints[-1]
+    try:
+        refuse_changed(folder, loaded.made_by)
+        checkpoint = read_checkpoint(folder)
+    except UsageError as error:
+        if len(checkpoints) == 1:
+            raise
+        set_aside(folder)
+        _say(console, f"{one_line(error)}; it is set aside, the checkpoint before it is taken.")
+        return _begun(loaded, console)
     if checkpoint.step > loaded.num_steps:
         raise MismatchError(
-            f"{checkpoints[-1]}: is beyond the {loaded.num_steps} steps of num_train_epochs "
+            f"{folder}: is beyond the {loaded.num_steps} steps of num_train_epochs "
             f"{loaded.config.epochs}; give another output_dir"
         )
-    _say(console, f"Going on from {checkpoints[-1]}.")
+    _say(console, f"Going on from {folder}.")
     return checkpoint
 
 
@@ -275,13 +284,14 @@ def _trained(loaded: Loaded, begun: Checkpoint | None, console: Console) -> Path
     is_first = loaded.processes.is_first
     _say(console, f"Training {config.output_dir}: {loaded}.")
     watched = Watched(loaded.base, loaded.data) if is_first and step < num_steps else None
-    trial = Trial(0, loaded.trial, [(config.epochs, num_steps)], step, list(begun.losses if begun else ()))
-    state = {0: begun.state} if begun else {}
+    trial = Trial(0, loaded.trial, [(config.epochs, num_steps)])
+    if begun:
+        trial.step, trial.losses, trial.state = step, list(begun.losses), begun.state
     parts = config.gradient_accumulation_steps
     with (
         tracking(config.report_to if is_first else (), loaded.output, loaded.made_by) as trackers,
         show_training(console, step, num_steps) as progress,
-        Pack(loaded.base, loaded.data, [trial], state, parts, loaded.processes) as pack,
+        Pack(loaded.base, loaded.data, [trial], parts, loaded.processes) as pack,
     ):
         Training(loaded, pack, trial, progress, trackers).run()
         if watched:
@@ -359,7 +369,7 @@ class Training:
 
     def _save(self) -> None:
         config = self.loaded.config
-        state = self.pack.states()[self.trial.index]
+        state = self.pack.state(self.trial)
         if not all(bool(torch.isfinite(tensor).all()) for part in state.values() for tensor in part.values()):
             raise self._diverged(f"weights were no longer finite at step {self.trial.step}")
         if not self.loaded.processes.is_first:

@@ -18,6 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from bench.base import BaseModel, TrainingData
+from bench.begun import Begun
 from bench.config import TrainingConfig, TrialConfig
 from bench.errors import BenchError, MismatchError, UsageError
 from bench.packs import Attach, Trainer
@@ -401,6 +402,49 @@ def test_an_interrupted_search_goes_on_without_loss_or_doubles(search: Search, t
     told = [t for t in study_of(run).trials if t.state == optuna.trial.TrialState.COMPLETE]
     points = [(t.user_attrs["label"], t.params["epochs"]) for t in told]
     assert len(points) == len(set(points)) == sum(len(trial.epochs) for trial in run.trials())
+
+
+@pytest.mark.parametrize(("is_torn", "left"), [(False, 3), (True, 6)])
+def test_an_interrupted_trial_goes_on_from_its_last_rung_to_the_same_end(
+    search: Search, tmp_path: Path, is_torn: bool, left: int
+) -> None:
+    """Interrupted where the second trial, of two epochs of 3 steps, comes to its last rung."""
+    fields: dict[str, Any] = {"slots": 1, "trials": 2, "prune": {"fraction": 0}, "name": "whole"}
+    fields |= {"start_points": [{"learning_rate": "1e-3", "epochs": 2}]}
+    undisturbed = search(**fields)
+    with pytest.raises(KeyboardInterrupt):
+        search(trainer=failing_at_a_rung(KeyboardInterrupt(), 3), **fields | {"name": "tiny"})
+    begun = tmp_path / "runs" / "tiny" / "trials" / "0001" / "begun.safetensors"
+    if is_torn:
+        begun.write_bytes(begun.read_bytes()[:-9])
+    steps: list[int] = []
+    run = search(trainer=stepping(steps), **fields | {"name": "tiny"})
+    retrained = sum(trial.config.epochs * 3 for trial in run.confirmations())
+    assert sum(steps) - retrained == left
+    for trial, other in zip(run.trials(), undisturbed.trials(), strict=True):
+        assert trial.config == other.config
+        assert contents(trial.path) == contents(other.path)
+    assert not list(run.path.rglob("begun.safetensors"))
+
+
+def stepping(steps: list[int]) -> Trainer:
+    """A trainer that tells every step: how many trials made it."""
+
+    def trainer(
+        base: BaseModel,
+        data: TrainingData,
+        configs: Iterator[TrialConfig | Begun],
+        rungs: Sequence[int],
+        num_slots: int,
+        on_step: Callable[[int], None],
+    ) -> Iterator[Rung]:
+        def told(number: int) -> None:
+            steps.append(number)
+            on_step(number)
+
+        yield from train(base, data, configs, rungs, num_slots, told)
+
+    return trainer
 
 
 def test_a_pack_that_breaks_is_recorded_and_the_study_goes_on(search: Search) -> None:

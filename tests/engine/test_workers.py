@@ -2,12 +2,15 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import optuna
@@ -19,7 +22,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from bench.base import BaseModel
-from bench.errors import DeviceError
+from bench.errors import DeviceError, UsageError
 from bench.fit import find_fit
 from bench.packs import Job, _check_device
 from bench.progress import PlainProgress
@@ -49,22 +52,21 @@ SPACE: dict[str, Any] = {
     "devices": 2,
 }
 TRAINER = '''
-"""The trainer; in a worker it kills its process at the first rung of all. Its parent waits for that."""
-import os, signal, time
+"""The trainer; whoever comes to the first rung of all kills its process."""
+import os, signal
 from pathlib import Path
 import trainers.loop
 
 killed = Path(__file__).with_name("killed")
 
 def train(*arguments):
-    is_worker = os.environ["PARENT"] != str(os.getpid())
-    while not is_worker and not killed.exists():
-        time.sleep(0.01)
     for rung in trainers.loop.train(*arguments):
-        if is_worker and not killed.exists():
-            killed.touch()
+        try:
+            killed.touch(exist_ok=False)
+        except FileExistsError:
+            yield rung
+        else:
             os.kill(os.getpid(), signal.SIGKILL)
-        yield rung
 '''
 MakeCommand = Callable[..., Command]
 
@@ -94,12 +96,12 @@ def test_a_killed_worker_s_trial_is_trained_again_and_all_give_what_they_give_al
 ) -> None:
     (tmp_path / "deadly.py").write_text(TRAINER)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PARENT", str(os.getpid()))
     import deadly  # type: ignore[import-not-found]
 
     asked = command(deadly.train)
     run = run_search(asked)
-    assert "device 1: its process was ended by SIGKILL; it starts again" in asked.console.file.getvalue()  # type: ignore[attr-defined]
+    said = asked.console.file.getvalue()  # type: ignore[attr-defined]
+    assert len(re.findall("device [01]: its process was ended by SIGKILL; it starts again", said)) == 1
     assert [(trial.label, trial.state) for trial in run.trials()] == [
         (f"{n:04d}", "complete") for n in range(4)
     ]
@@ -126,7 +128,8 @@ def check_equal_alone(command: Command, run: Run, folder: Path) -> None:
         jobs = [
             Job(folder=folder / trial.label, config=trial.config, origin="sampled") for trial in run.trials()
         ]
-        packs.train(jobs, session.exam("dev", packs), run.space.rungs)
+        packs.exams |= session.exams(packs, ["dev"])
+        packs.train(jobs, "dev", run.space.rungs)
     for trial in run.trials():
         assert contents(trial.path) == contents(folder / trial.label)
 
@@ -150,17 +153,34 @@ def check_goes_on(longer: Run, run: Run) -> None:
     assert [trial.config for trial in longer.trials()][:4] == before
 
 
-def test_an_interrupted_search_leaves_no_worker(
-    command: MakeCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "interrupted.py").write_text("def train(*arguments):\n    raise KeyboardInterrupt\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    import interrupted  # type: ignore[import-not-found]
+def test_an_interrupted_search_leaves_no_worker(command: MakeCommand, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "two"
 
+    def interrupt() -> None:
+        wait_for((run / "trials" / "0000" / "trial.json").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        run_search(command(interrupted.train))
+        run_search(command())
     assert not psutil.Process().children(recursive=True)
-    assert Run.open(tmp_path / "runs" / "two").metadata.device.startswith("cpu (2 x ")
+    assert Run.open(run).metadata.device.startswith("cpu (2 x ")
+
+
+def test_one_device_is_a_worker_too_where_that_is_asked(command: MakeCommand, tmp_path: Path) -> None:
+    apart = run_search(replace(command(devices=1, trials=2), isolated=True, name="apart"))
+    here = run_search(replace(command(devices=1, trials=2), name="here"))
+    assert [trial.state for trial in apart.trials()] == ["complete"] * 2
+    for folder in ("trials", "confirm", "base"):
+        assert contents(apart.path / folder) == contents(here.path / folder)
+
+
+def test_what_a_worker_finds_wrong_is_said_before_anything_is_written(
+    command: MakeCommand, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="matches no module"):
+        run_search(command(parameters={**SPACE["parameters"], "target_modules": {"choices": ["nothing$"]}}))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_workers_end_with_a_parent_that_is_killed(command: MakeCommand, tmp_path: Path) -> None:

@@ -147,7 +147,8 @@ def run_trials(
         )
         for number, config in enumerate(configs, first)
     ]
-    packs.train(jobs, exam, space.rungs)
+    packs.exams["dev"] = exam
+    packs.train(jobs, "dev", space.rungs)
 
 
 def drifts(run: Run, space: SearchSpace, count: int) -> list[float]:

@@ -84,8 +84,8 @@ def measure(given: argparse.Namespace) -> None:
     started = time.monotonic()
     from rich.console import Console
 
-    from bench.progress import show_progress
-    from bench.session import Command, Engine, on_all_devices, open_session, packs_of
+    from bench.run import read_evaluation
+    from bench.session import Command, Engine, at_work
     from trainers.adapters import attach
     from trainers.loop import train
 
@@ -97,26 +97,23 @@ def measure(given: argparse.Namespace) -> None:
         engine=Engine(train=train, attach=attach),
         console=Console(width=200),
     )
-    with open_session(command, "devices") as session, show_progress(command.console) as progress:
-        own = packs_of(session, command.engine, progress)
-        with on_all_devices(session, command.engine, own) as packs:
-            dev = session.exams(own)["dev"]
-            while not all(worker.is_loaded for worker in getattr(packs, "workers", ())):
-                time.sleep(0.05)
-            loaded = time.monotonic()
-            if given.trials:
-                numbers = range(WARM_UP, WARM_UP + given.slots * given.devices)
-                packs.train(jobs(session.run, numbers), dev, [1], len(numbers))
-            begun = time.monotonic()
-            packs.train(jobs(session.run, range(given.trials)), dev, [1], given.trials)
-            ended = time.monotonic()
+    with at_work(command, "devices", splits=["dev"]) as (run, crew):
+        while not all(worker.is_loaded for worker in getattr(crew, "workers", ())):
+            time.sleep(0.05)
+        loaded = time.monotonic()
+        if given.trials:
+            numbers = range(WARM_UP, WARM_UP + given.slots * given.devices)
+            crew.train(jobs(run, numbers), "dev", [1], len(numbers))
+        begun = time.monotonic()
+        crew.train(jobs(run, range(given.trials)), "dev", [1], given.trials)
+        ended = time.monotonic()
     answer = {
-        "device": session.run.metadata.device,
-        "steps": len(own.data),
-        "images": dev.num_images,
+        "device": run.metadata.device,
+        "steps": crew.survey.num_shown,
+        "images": len(read_evaluation(run.base_folder("dev")).features),
         "start_up": loaded - started,
         "work": ended - begun,
-        "similarity": similarities(session.run, given.trials),
+        "similarity": similarities(run, given.trials),
     }
     given.answer.write_text(json.dumps(answer))
 

@@ -44,14 +44,14 @@ def trained() -> Run:
     opened = open_session(COMMAND, COMMAND.space.name)
     with opened as session, show_progress(COMMAND.console) as progress:
         packs = packs_of(session, COMMAND.engine, progress)
-        dev, test = session.exam("dev", packs), session.exam("test", packs)
-        Study(run=session.run, packs=packs, dev=dev).search(COMMAND.space.trials, None)
+        packs.exams |= session.exams(packs, ["dev", "test"])
+        Study(run=session.run, packs=packs).search(COMMAND.space.trials, None)
         adapters = []
         for trial in session.run.trials():
             if trial.state == "complete":
                 folder = exam_folder(trial.path, trial.config.epochs, "test")
                 adapters.append((folder.parent / "adapter.safetensors", folder))
-        packs.examine(adapters, test)
+        packs.examine(adapters, "test")
         return session.run
 
 
