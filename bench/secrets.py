@@ -26,6 +26,8 @@ FORMS = (
 keys of AWS. What is `kept` says what was there."""
 HOLDERS = re.compile(rf"(?:{NAMES})$|(?:^|_)SECRET_", re.I)
 """Names of variables whose values are secrets."""
+LOGIN = re.compile(r"://[^\s:/@]*:([^\s/]+)@")
+"""The password in a variable's address, which a driver may repeat alone."""
 SHORTEST = 8
 """Characters of a value by which it is known: hiding a short one would hide ordinary words."""
 
@@ -47,8 +49,9 @@ def _held() -> tuple[str, ...]:
 
 def held_by(variables: Mapping[str, str]) -> tuple[str, ...]:
     """Secrets among the values, the longest first: one may be part of another."""
-    found = {value for name, value in variables.items() if HOLDERS.search(name) and _is_told_apart(value)}
-    return tuple(sorted(found, key=len, reverse=True))
+    found = {value for name, value in variables.items() if HOLDERS.search(name)}
+    found |= {each for value in variables.values() for each in LOGIN.findall(value)}
+    return tuple(sorted(filter(_is_told_apart, found), key=len, reverse=True))
 
 
 def _is_told_apart(value: str) -> bool:

@@ -10,10 +10,11 @@ import typer.main
 
 from bench import cli, secrets
 from bench.config import TrialConfig
-from bench.errors import UsageError, one_line
+from bench.errors import BenchError, UsageError, one_line
 from bench.files import json_text
 from bench.run import Run
 from bench.secrets import held_by, masked
+from bench.shared import Place
 from reports import search
 
 HUB = "hf_" + "aB3" * 12
@@ -80,8 +81,9 @@ def test_what_variables_hold_is_known_by_its_value(monkeypatch: pytest.MonkeyPat
         "HF_TOKEN": "",
         "TOKENIZERS_PARALLELISM": "12345678",
         "HF_TOKEN_PATH": "/home/me/token",
+        "BENCH_STORAGE": "mysql://me:h1dden-too@db/x",
     }
-    assert held_by(variables) == ("0123456789abcdef", PASSWORD, "another-one")
+    assert held_by(variables) == ("0123456789abcdef", PASSWORD, "another-one", "h1dden-too")
     monkeypatch.setenv("DATABASE_PASSWORD", PASSWORD)
     assert masked(f"cannot log in as {PASSWORD}!") == "cannot log in as ***!"
 
@@ -129,6 +131,24 @@ def test_a_report_of_a_run_that_was_written_elsewhere_is_masked(make_run: Callab
     page = search.write(Run.open(run.path)).read_text(encoding="utf-8")
     assert "cannot reach postgresql+psycopg://me:***@db.example" in page
     assert HUB not in page and "p4ss" not in page and "a *** b" in page
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hunter22@127.0.0.1:1/x?password=hunter22",
+        "mysql://me:hunter22@127.0.0.1:1/x",
+        "grpc://me:hunter22@127.0.0.1:1",
+        "grpc://127.0.0.1:hunter22",
+        "no address: hunter22",
+    ],
+)
+def test_a_storage_that_does_not_answer_is_named_without_its_password(url: str) -> None:
+    place = Place(url=url, artifacts="out")
+    with pytest.raises(BenchError) as caught, place.opened():
+        pass
+    assert "hunter22" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 # The command line
