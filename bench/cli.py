@@ -64,6 +64,9 @@ def search(
     floor: Annotated[bool, typer.Option(help="Measure the noise floor too.")] = True,
     storage: Annotated[str | None, STORAGE] = None,
     artifacts: Annotated[str | None, ARTIFACTS] = None,
+    executor: Annotated[
+        Literal["local", "ray"], typer.Option(help="Where trials run: this machine, or a Ray cluster.")
+    ] = "local",
 ) -> None:
     """Search a space: train and score trials, confirm the best, write runs/NAME/report.html.
 
@@ -78,7 +81,8 @@ def search(
     console = _console()
     try:
         command = command_of(space, overrides, name, seed, console)
-        run = run_search(replace(command, place=_place(storage, artifacts)))
+        command = replace(command, place=_place(storage, artifacts), executor=executor)
+        run = run_search(command)
     except KeyboardInterrupt:
         console.print("Stopped. Finished trials are kept: run the same command to go on.")
         raise typer.Exit(INTERRUPTED) from None

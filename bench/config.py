@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 
+from bench.errors import UsageError
 from bench.variants import Variants, all_variants
 from bench.yaml import Number, Spec
 
@@ -66,8 +68,9 @@ class TrialConfig(Spec):
     target_modules: Preset | tuple[str, ...] = Field("attention", validation_alias=_names("target_modules"))
     """A preset, or endings of module names as PEFT takes them."""
     batch_size: int = Field(4, ge=1, le=MAX_BATCH, validation_alias=_names("batch_size"))
-    optimizer: Literal["adamw", "prodigy"] = "adamw"
-    """Prodigy finds the rate itself: `learning_rate` is 1. Mishchenko & Defazio 2023 (arXiv 2306.06101)."""
+    optimizer: Literal["adamw", "prodigy", "adamw8bit"] = "adamw"
+    """Prodigy finds the rate itself: `learning_rate` is 1. Mishchenko & Defazio 2023 (arXiv 2306.06101).
+    adamw8bit keeps moments in 8 bits and needs `bench[8bit]`. Dettmers et al. 2022 (arXiv 2110.02861)."""
     weight_decay: Number = Field(0.01, ge=0)
     max_grad_norm: Number = Field(1.0, gt=0)
     warmup_steps: int = Field(0, ge=0)
@@ -148,6 +151,12 @@ class TrialConfig(Spec):
         """Endings of the names of the modules that get an adapter."""
         modules = self.target_modules
         return PRESETS[modules] if isinstance(modules, str) else modules
+
+
+def refuse_missing_8bit() -> None:
+    """Raises UsageError where `adamw8bit` cannot train."""
+    if find_spec("bitsandbytes") is None:
+        raise UsageError("optimizer adamw8bit needs bitsandbytes; install it with: pip install 'bench[8bit]'")
 
 
 def _word(value: object) -> object:

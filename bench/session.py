@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from bench import yaml
 from bench.base import BaseModel, adaptable_names, find_device, load_base, target_names
 from bench.buckets import fit
 from bench.cache import cache_limit
+from bench.cluster import open_cluster
+from bench.config import refuse_missing_8bit
 from bench.confirm import EXAMINED, Confirmation
 from bench.dataset import Dataset, load_dataset
 from bench.encoding import crops_note, encode
@@ -45,7 +47,7 @@ from bench.sheet import Sheet, read_sheet
 from bench.space import ModuleChoices, SearchSpace, modules_to_text
 from bench.speed import Speed, measure_speed
 from bench.study import Study
-from bench.workers import Parent, Worker
+from bench.workers import Child, Parent, Process, Worker
 
 PACKAGES = (
     "torch",
@@ -87,6 +89,8 @@ class Command:
     console: Console
     isolated: bool = False
     """Train and examine in child processes, one a device, even where there is one device."""
+    executor: Literal["local", "ray"] = "local"
+    """Where the child processes are."""
     place: Place | None = None
     """Of a study that others work on too."""
 
@@ -137,6 +141,8 @@ def run_search(command: Command) -> Run:
     Everything is checked before anything is written: raises a BenchError.
     """
     space = command.space
+    if "adamw8bit" in space.optimizers:
+        refuse_missing_8bit()
     with at_work(command, space.name, is_search=True) as (run, crew):
         confirmation = Confirmation(run=run, packs=crew)
         with _shared(run, command.place) as shared:
@@ -176,6 +182,8 @@ def run_worker(command: Command, place: Place, overrides: Mapping[str, Any]) -> 
 
 def run_floor(command: Command) -> Run:
     """Measure the noise floor of a space's default configuration; a search of that name builds on it."""
+    if command.space.default.optimizer == "adamw8bit":
+        refuse_missing_8bit()
     with at_work(command, command.space.name) as (run, crew):
         Confirmation(run=run, packs=crew).floor()
     return run
@@ -310,15 +318,22 @@ def at_work(
     None of them outlives it. Raises UsageError for one of the `adapters` that does not fit.
     """
     opening = _opening(command, name, is_search)
-    if opening.num_devices == 1 and not command.isolated:
+    if opening.num_devices == 1 and not command.isolated and command.executor == "local":
         with _opened(opening, command) as session, show_progress(command.console) as progress:
             yield session.run, _prepared(session, command.engine, progress, splits, adapters)
         return
     with ExitStack() as stack:
         stack.enter_context(shared_threads(find_device(), opening.num_devices))
+        children: Sequence[Child] = [Process(number) for number in range(opening.num_devices)]
+        if command.executor == "ray":
+            cluster = stack.enter_context(open_cluster(command.space.devices))
+            children, path = cluster.children, opening.path.resolve()
+            opening = dataclasses.replace(
+                opening, path=path, device=cluster.described, num_devices=len(children)
+            )
         load = partial(_open_in_worker, opening, command.engine, splits, adapters)
         fleet = Fleet(
-            [Worker(number=number, load=load) for number in range(opening.num_devices)],
+            [Worker(number=number, child=child, load=load) for number, child in enumerate(children)],
             stack.enter_context(show_progress(command.console)),
             join=lambda metadata: partial(join, opening.path, metadata, command.engine),
             say=command.say,
@@ -474,15 +489,16 @@ class _Opening:
         lock()
         run = _open(self.path, metadata, self.is_search) or _create(self.path, metadata, loaded)
         if run.space.slots == "auto":
-            run = self._with_slots(run, loaded.base, say, write=self.is_search or run.metadata == metadata)
+            run = self._with_slots(run, loaded, say, write=self.is_search or run.metadata == metadata)
         data = f"data {loaded.dataset.name}: {len(loaded.dataset.train)} images to train on"
         say(f"Run: {self.path}  (base {loaded.base.name}, {data})")
         return loaded.session(run)
 
-    def _with_slots(self, run: Run, base: BaseModel, say: Callable[[str], None], *, write: bool) -> Run:
+    def _with_slots(self, run: Run, loaded: _Loaded, say: Callable[[str], None], *, write: bool) -> Run:
         """The run with as many slots as fit on this machine; run.json says so if it is this command's own."""
         say("Finding out how many trials fit side by side.")
-        found = find_fit(base, run.space, self.trainer, self.num_devices)
+        num_pictures = len(loaded.dataset.train)
+        found = find_fit(loaded.base, run.space, self.trainer, self.num_devices, num_pictures)
         say(f"Side by side: {found.slots}: {found.reason}.")
         space = {**run.metadata.space, "slots": found.slots}
         metadata = dataclasses.replace(run.metadata, space=space, slots_reason=found.reason)

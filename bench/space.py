@@ -373,7 +373,15 @@ class SearchSpace(Spec):
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna distributions by parameter name."""
         searched = {name: getattr(self.parameters, name) for name in Parameters.model_fields}
+        if not self._may_shuffle:
+            del searched["keep_tags"]
         return {name: _distribution(spec) for name, spec in searched.items() if spec is not None}
+
+    @property
+    def _may_shuffle(self) -> bool:
+        """Otherwise `keep_tags` decides nothing."""
+        shuffle = self.parameters.shuffle_caption
+        return any(shuffle.choices) if shuffle else self.default.shuffle_caption
 
     @property
     def starts(self) -> list[TrialConfig]:
@@ -404,6 +412,12 @@ class SearchSpace(Spec):
                 return self.default.prior_weight > 0
 
     @property
+    def optimizers(self) -> tuple[str, ...]:
+        """That any trial may have."""
+        searched = self.parameters.optimizer
+        return searched.choices if searched else (self.default.optimizer,)
+
+    @property
     def variants(self) -> Variants:
         """Of pictures and captions that any trial may draw among."""
         names = ("flip", "crops", "shuffle_caption", "keep_tags")
@@ -422,13 +436,18 @@ class SearchSpace(Spec):
             data["alpha"] = params["alpha"] * data["rank"]
         if data["optimizer"] == "prodigy":
             data |= FOUND
+        if not data["shuffle_caption"]:
+            data["keep_tags"] = self.default.keep_tags
         return yaml.validate(data, TrialConfig, "trial")
 
     def parameters_of(self, config: TrialConfig) -> dict[str, Any]:
         """The point of the space that gives `config`: the inverse of `config_of`."""
         distributions = self.distributions
         point = {name: getattr(config, name) for name in distributions}
-        for name in FOUND.keys() & point.keys() if config.optimizer == "prodigy" else ():
+        idle = set(FOUND) if config.optimizer == "prodigy" else set()
+        if not config.shuffle_caption:
+            idle.add("keep_tags")
+        for name in idle & point.keys():
             point[name] = _any_of(distributions[name])
         if "alpha" in point and isinstance(self.parameters.alpha, AlphaRatio):
             ratio = config.alpha / config.rank

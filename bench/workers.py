@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -62,8 +62,32 @@ class Order:
     """Jobs at a time."""
 
 
+class Pipeline(Protocol):
+    """To a child's parent and back."""
+
+    def send(self, message: Any, /) -> None: ...
+
+    def recv(self) -> Any:
+        """Raises EOFError when the other side has ended."""
+
+
 class Gone(Exception):
     """A worker's process has ended, and how."""
+
+
+class Child(Protocol):
+    """A process that works for this one: where it is, and how the two speak."""
+
+    def start(self, load: Load) -> None:
+        """Returns at once: it loads for a while."""
+
+    def hear(self) -> tuple[Any, ...]:
+        """Its next message: units of work done since the last, a name, details. Raises Gone."""
+
+    def tell(self, answer: Any) -> None:
+        """To one that has ended, nothing: `hear` says that it has."""
+
+    def kill(self) -> None: ...
 
 
 @dataclass(kw_only=True, eq=False)
@@ -71,10 +95,8 @@ class Worker:
     """The parent's view of a worker. It asks for an order, then for one item of it after another."""
 
     number: int
-    """Of its device among the visible ones."""
+    child: Child
     load: Load
-    threads: int = field(default_factory=torch.get_num_threads)
-    """Of its processor."""
     done: float = 0.0
     """Units of work, see `Packs`."""
     running: dict[Path, Any] = field(default_factory=dict)
@@ -89,11 +111,43 @@ class Worker:
     """Why it ends."""
     reason: str = ""
     """Why its last process ended."""
-    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def start(self) -> None:
-        """Returns at once: it loads for a while."""
+        """See `Child.start`."""
         self.is_loaded, self.last_words = False, None
+        self.child.start(self.load)
+
+    def hear(self) -> tuple[Any, ...]:
+        """See `Child.hear`; what it said last is the reason of Gone."""
+        try:
+            return self.child.hear()
+        except Gone as gone:
+            raise Gone(self.last_words or str(gone)) from None
+
+    def tell(self, answer: Any) -> None:
+        """See `Child.tell`."""
+        self.child.tell(answer)
+
+    def give_up(self) -> None:
+        self.given_up = True
+        self.running.clear()
+        self.kill()
+
+    def kill(self) -> None:
+        self.child.kill()
+
+
+@dataclass(eq=False)
+class Process:
+    """A child on this machine."""
+
+    number: int
+    """Of its device among the visible ones."""
+    threads: int = field(default_factory=torch.get_num_threads)
+    """Of its processor."""
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def start(self, load: Load) -> None:
         self._pipe, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
@@ -104,33 +158,25 @@ class Worker:
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, **environment(self.number, os.environ)},
             )
-        self.tell((self.load, self.threads))
+        self.tell((load, self.threads))
 
     def hear(self) -> tuple[Any, ...]:
-        """Its next message: units of work done since the last, a name, details. Raises Gone."""
         try:
             message: tuple[Any, ...] = self._pipe.recv()
             return message
         except (EOFError, OSError):
-            code = self.kill()
-            raise Gone(self.last_words or _ending(code)) from None
+            self.kill()
+            assert self._process
+            raise Gone(_ending(self._process.wait())) from None
 
     def tell(self, answer: Any) -> None:
-        """To one that has ended, nothing: `hear` says that it has."""
         with suppress(OSError):
             self._pipe.send(answer)
 
-    def give_up(self) -> None:
-        self.given_up = True
-        self.running.clear()
-        self.kill()
-
-    def kill(self) -> int:
-        """Returns the exit code of its process, negative for a signal."""
-        if not self._process:
-            return 0
-        self._process.kill()
-        return self._process.wait()
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
 
 
 def _ending(code: int) -> str:
@@ -160,8 +206,12 @@ def environment(number: int, variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """What `Worker.start` runs. Ends with its parent, at once, however that ends."""
-    pipe = Connection(int(sys.argv[1]))
+    """What `Process.start` runs. Ends with its parent, at once, however that ends."""
+    work(Connection(int(sys.argv[1])))
+
+
+def work(pipe: Pipeline) -> None:
+    """What a child does; ends its process."""
     try:
         load, threads = pipe.recv()
         torch.set_num_threads(threads)
@@ -209,7 +259,7 @@ def _carry_out(parent: "Parent", packs: Packs, order: Order) -> None:
 class Parent:
     """The parent as a worker sees it: is asked and told, and shows its progress."""
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, pipe: Pipeline) -> None:
         self._pipe = pipe
         self._answers: SimpleQueue[Any] = SimpleQueue()
         self._units, self._told, self._status = 0.0, 0.0, ""

@@ -33,7 +33,7 @@ def space(**changes: Any) -> SearchSpace:
 def test_options_of_a_training_are_searched_and_prodigy_finds_its_rate() -> None:
     parameters = {
         "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
-        "optimizer": {"choices": ["adamw", "prodigy"]},
+        "optimizer": {"choices": ["adamw", "adamw8bit", "prodigy"]},
         "lr_scheduler": {"choices": ["constant", "cosine"]},
         "rslora": {"choices": [True, False]},
         "min_snr_gamma": {"choices": [0, 5]},
@@ -46,7 +46,30 @@ def test_options_of_a_training_are_searched_and_prodigy_finds_its_rate() -> None
     config = mine.config_of(point)
     assert (config.optimizer, config.learning_rate) == ("prodigy", 1)
     assert mine.config_of(mine.parameters_of(config)) == config
-    assert mine.config_of(point | {"optimizer": "adamw"}).learning_rate == 2e-3
+    for name in ("adamw", "adamw8bit"):
+        assert mine.config_of(point | {"optimizer": name}).learning_rate == 2e-3
+
+
+def test_tags_that_stay_are_searched_where_tags_are_shuffled() -> None:
+    flags, kept = {"choices": [False, True]}, {"choices": [1, 2]}
+    default = {"rank": 8, "alpha": 8, "learning_rate": 1e-3, "epochs": 2}
+    mine = space(parameters={"shuffle_caption": flags, "keep_tags": kept}, default=default)
+    shuffled, plain = (
+        [mine.config_of({"shuffle_caption": on, "keep_tags": number}) for number in (1, 2)]
+        for on in (True, False)
+    )
+    assert [config.keep_tags for config in shuffled] == [1, 2]
+    assert plain == [mine.default, mine.default]
+    for config in (*shuffled, *plain):
+        assert mine.config_of(mine.parameters_of(config)) == config
+    ranks = {"choices": [4, 8]}
+    never = space(parameters={"rank": ranks, "keep_tags": kept}, default=default)
+    assert list(never.distributions) == ["rank"]
+    always = space(
+        parameters={"rank": ranks, "keep_tags": kept},
+        default=default | {"shuffle_caption": True, "keep_tags": 1},
+    )
+    assert list(always.distributions) == ["rank", "keep_tags"]
 
 
 @pytest.mark.parametrize(

@@ -247,10 +247,11 @@ class Pack:
         gradients = [gradient for _, gradient in found]
         alone = len(found) * self._processes.number == 1
         gradient = gradients[0] if alone else _mean(gradients)
-        if self._has_prior:
-            prior = self._gradients(PRIOR, draw_prior, steps)
-            gradient = gradient + _mean([gradient for _, gradient in prior])
         self._processes.average(gradient, losses)
+        if self._has_prior:
+            prior = _mean([gradient for _, gradient in self._gradients(PRIOR, draw_prior, steps)])
+            self._processes.average(prior)  # by itself: the same bits whoever has which part
+            gradient = gradient + prior
         self._optimizer.update(self.slots.weights, gradient, configs, rates, steps)
         self.slots.average(steps)
         for trial in self.trials:
@@ -352,7 +353,7 @@ class Pack:
         share = configs[0].batch_size // self._processes.number
         self.slots = Slots(self._base.unet, configs, math.ceil(share / self._num_parts))
         given = self.slots.weights, self.slots.num_A, self.slots.factor
-        self._optimizer = RowOptimizer(*given, configs)
+        self._optimizer = RowOptimizer(*given, configs, self.slots.tensors)
         self.slots.__enter__()  # once nothing can run out of memory any more
         for slot, trial in enumerate(trials):
             self._go_on(slot, trial)
@@ -369,6 +370,7 @@ class Pack:
         for name, numbers in self._optimizer.numbers.items():
             if name in state:
                 numbers[slot] = state[name]["numbers"]
+        self._optimizer.go_on(slot, self.slots.weights[slot], state)
 
     def _attach_again(self, trials: Sequence[Trial]) -> None:
         """In slots of other shapes, where those that have begun go on."""
@@ -390,7 +392,8 @@ class Pack:
         slot = self.slot(trial)
         rows = {name: self.slots.read(rows, slot) for name, rows in self._rows().items()}
         numbers = self._optimizer.numbers.items()
-        return rows | {name: {"numbers": of_all[slot].cpu().clone()} for name, of_all in numbers}
+        of_row = {name: {"numbers": of_all[slot].cpu().clone()} for name, of_all in numbers}
+        return rows | of_row | self._optimizer.state(slot)
 
     def _rows(self) -> dict[str, torch.Tensor]:
         return self.slots.rows | self._optimizer.rows

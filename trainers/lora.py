@@ -374,6 +374,15 @@ class Slots:
                 B[:, :rank] = adapter[key_b].reshape(-1, rank)
         rows[slot] = row.to(rows.device)
 
+    def tensors(self, row: torch.Tensor, slot: int) -> Adapter:
+        """A slot's tensors in a row (P), by name, as views without padding: A (rank, in), B (out, rank)."""
+        found: Adapter = {}
+        for name, (A, B) in self._views(row).items():
+            if name in self._targets[slot]:
+                rank, (key_a, key_b) = self.configs[slot].rank_of(name), _keys(name)
+                found |= {key_a: A[:rank], key_b: B[:, :rank]}
+        return found
+
     def read(self, rows: torch.Tensor, slot: int) -> Adapter:
         """Inverse of `write`, on the CPU."""
         shapes, result = self._shapes(slot), {}

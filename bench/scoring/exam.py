@@ -30,6 +30,7 @@ from bench.run import (
     write_images,
     write_pictures,
 )
+from bench.scoring.concepts import scores_by_concept
 from bench.scoring.embed import FeatureNetwork, Scorer
 from bench.scoring.generate import drawings
 from bench.scoring.kept import Kept, kept_inception, text_features
@@ -62,6 +63,8 @@ class Exam:
     seeds: tuple[int, ...]
     kinds: tuple[str, ...]
     """Of each prompt."""
+    concepts: tuple[str, ...]
+    """Of each prompt's true picture."""
     reference: Reference
     base_images: NDArray[np.uint8] | None
     denoising: Denoising | None = None
@@ -106,6 +109,9 @@ class Exam:
         evaluation = self._evaluate(images)
         if self.denoising and losses is not None:
             evaluation.scores[self.denoising.name] = self.denoising.score(losses)
+        base = self.reference.base.per_prompt if self.reference.base else None
+        concepts = scores_by_concept(self.concepts, evaluation.per_prompt, base)
+        evaluation = replace(evaluation, concepts=concepts)
         if any(not np.isfinite(score.value) for score in evaluation.scores.values()):
             raise TrialError("a score is not a finite number")
         return evaluation
@@ -148,6 +154,7 @@ def prepare(
         empty=empty_conditioning(base),
         seeds=tuple(seed for prompt in prompts for seed in prompt.seeds),
         kinds=tuple(prompt.kind for prompt in prompts),
+        concepts=() if split == "probe" else tuple(_concept(prompt) for prompt in prompts),
         reference=_reference(run, split, prompts, dataset, base, networks),
         base_images=None,
         denoising=denoising,
@@ -156,6 +163,10 @@ def prepare(
     inception = kept_inception(images) if split in ("dev", "test") else None
     reference = replace(exam.reference, base=evaluation, inception_base=inception)
     return replace(exam, base_images=images, reference=reference)
+
+
+def _concept(prompt: Prompt) -> str:
+    return prompt.example.concept if prompt.example else ""
 
 
 def _row_an_image(num_prompts: int, num_seeds: int) -> NDArray[np.intp]:

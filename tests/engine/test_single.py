@@ -1,6 +1,7 @@
 """Trainings from a training_config.yaml: the guide's file as it stands, killed, resumed, loaded elsewhere."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -24,7 +25,14 @@ from bench.config import TrainingConfig, TrialConfig
 from bench.errors import BenchError, MismatchError, MissingError, TrialError, UsageError
 from bench.run import read_losses
 from bench.yaml import parse
-from trainers.checkpoints import ADAPTER, find_checkpoints, read_checkpoint
+from trainers.checkpoints import (
+    ADAPTER,
+    EFFECTIVE_BATCH,
+    SCHEMA,
+    find_checkpoints,
+    read_checkpoint,
+    refuse_changed,
+)
 from trainers.loop import Pack, Trial, train
 from trainers.single import describe_learning, run_training
 
@@ -219,6 +227,14 @@ def test_a_training_that_was_ended_goes_on_to_the_same_bits(
         {"loss": torch.tensor(read_losses(tmp_path / name)["loss"].to_numpy())} for name in ("out", "whole")
     ]
     assert alike(*losses)
+
+
+def test_a_checkpoint_from_before_there_were_processes_is_of_one(tmp_path: Path) -> None:
+    made_by = {"rank": 4, "batch_size": 2, "gradient_accumulation_steps": 3}
+    (tmp_path / "state.json").write_text(json.dumps({"schema": SCHEMA, "step": 1, "made_by": made_by}))
+    refuse_changed(tmp_path, {"rank": 4, EFFECTIVE_BATCH: 6})
+    with pytest.raises(MismatchError, match=f"begun with another {EFFECTIVE_BATCH};"):
+        refuse_changed(tmp_path, {"rank": 4, EFFECTIVE_BATCH: 12})
 
 
 def test_a_finished_training_stays_and_may_be_made_longer(write: Write) -> None:
