@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bench.errors import BenchError, MissingError, StudyError, UsageError
+from bench.secrets import mask_logs, masked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -295,7 +297,7 @@ def try_run(
 ) -> None:
     """Show a local web page: the base and the winner side by side, same seed, at any weight and prompt.
 
-    It is served to this machine alone, until Ctrl-C.
+    It is served to this machine alone, to whoever has the address that is printed, until Ctrl-C.
     """
     from bench.easel import easel_of, easel_with
     from reports.live import refuse_missing, serve
@@ -447,14 +449,21 @@ def push_data(
 
 
 def main() -> None:
-    """Run the command; an expected error is one line on stderr and exit code 2."""
+    """Run the command; an expected error is one line on stderr and exit code 2, any other a traceback and 1.
+
+    No secret is in either.
+    """
+    mask_logs()
     # Threads that wait without spinning: on a busy machine spinning ones are many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except (BenchError, OSError) as error:
-        print(f"bench: {error}", file=sys.stderr)
+        print(masked(f"bench: {error}"), file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception:
+        print(masked(traceback.format_exc()), end="", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _report(run: "Run", console: "Console") -> None:

@@ -562,6 +562,9 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _candidate(data: dict[str, Any]) -> Candidate:
+    for name in (data["label"], *data["records"]):  # of folders
+        if not NAME.fullmatch(name):
+            raise ValueError(f"no name of a trial: {name!r}")
     spreads = data["seed_spread"].items()
     return Candidate(
         label=data["label"],

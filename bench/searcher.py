@@ -16,6 +16,7 @@ from bench.config import TrialConfig
 from bench.errors import MismatchError
 from bench.pruning import Standing, Standings
 from bench.scoring.metrics import METRICS
+from bench.secrets import masked
 from bench.space import SearchSpace
 
 End = Literal["complete", "pruned", "failed"]
@@ -108,7 +109,7 @@ class Searcher:
         trial = self._running.pop(label)
         try:
             if reason:
-                trial.set_user_attr("reason", reason)
+                trial.set_user_attr("reason", masked(reason))
             if end == "complete":
                 self.study.tell(trial, self._values[label, epochs])
             else:

@@ -29,7 +29,7 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage, fail_stale_trials
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from bench.errors import MissingError, UsageError, one_line
@@ -65,10 +65,13 @@ class Place:
     @property
     def shown(self) -> str:
         """The URL without what is secret in it."""
+        return self._address().set(query={}).render_as_string(hide_password=True)
+
+    def _address(self) -> URL:
         try:
-            return make_url(self.url).set(query={}).render_as_string(hide_password=True)
-        except ArgumentError:
-            return "--storage"  # what is no URL may hold a secret anywhere
+            return make_url(self.url)
+        except (ArgumentError, ValueError):  # what is no URL may hold a secret anywhere: it is not repeated
+            raise UsageError("--storage: cannot be used: it is no URL of a database") from None
 
     @contextmanager
     def opened(self) -> Iterator[BaseStorage]:
@@ -85,13 +88,12 @@ class Place:
 
     def _storage(self) -> BaseStorage:
         if self.url.startswith("grpc://"):
-            host, _, port = self.url.removeprefix("grpc://").partition(":")
-            return GrpcStorageProxy(host=host, port=int(port or 13000))
+            return self._proxy()
         # Experimental for years, and meant for `optimize`, whose part `pulse` and `refresh` take here.
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")
+        url = self._address()
         try:
-            url = make_url(self.url)
             url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
             return RDBStorage(
                 url.render_as_string(hide_password=False),
@@ -107,6 +109,12 @@ class Place:
         except (ArgumentError, SQLAlchemyError) as error:
             reason = one_line(getattr(error, "orig", None) or error)
             raise UsageError(f"{self.shown}: cannot be used: {reason}") from None
+
+    def _proxy(self) -> GrpcStorageProxy:
+        url = self._address()
+        if url.username or url.password or not url.host:
+            raise UsageError(f"{self.shown}: cannot be used: give grpc://host:port, without a login")
+        return GrpcStorageProxy(host=url.host, port=url.port or 13000)
 
     def store(self) -> Boto3ArtifactStore | FileSystemArtifactStore:
         """Where artefacts go."""

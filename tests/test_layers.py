@@ -55,7 +55,6 @@ def test_a_module_imports_only_what_lies_below_it(path: Path) -> None:
                 "reports/trials.py",
             },
         ),
-        ("pickle", {"bench/scoring/embed.py"}),
     ],
 )
 def test_a_library_stays_where_it_is_known(library: str, holders: set[str]) -> None:
