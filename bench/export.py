@@ -160,7 +160,10 @@ def find_target(run: Run) -> Target:
 
 
 def to_kohya(tensors: Tensors, config: TrialConfig, target: Target) -> Tensors:
-    """Of diffusers' keys, as kohya's sd-scripts writes them; alpha is such that the scale stays."""
+    """Of diffusers' keys, as kohya's sd-scripts writes them; alpha is such that the scale stays.
+
+    DoRA's magnitudes, which sd-scripts does not train, are as LyCORIS writes them: (out, 1, …).
+    """
     keys = {key: parse_key(key) for key in tensors}
     strange = [key for key, parsed in keys.items() if parsed is None or parsed.tensor == "alpha"]
     if strange:
@@ -175,6 +178,10 @@ def to_kohya(tensors: Tensors, config: TrialConfig, target: Target) -> Tensors:
     for key, parsed in keys.items():
         assert parsed is not None
         name = names[parsed.part][parsed.module]
+        if parsed.tensor == "magnitude":
+            others = (1,) * max(1, tensors[key].ndim - 1)
+            renamed[f"{name}.dora_scale"] = tensors[key].reshape(-1, *others)
+            continue
         renamed[f"{name}.lora_{parsed.tensor}.weight"] = tensors[key].contiguous()
         if parsed.tensor == "down":
             renamed[f"{name}.alpha"] = torch.tensor(config.scale * len(tensors[key]))

@@ -332,7 +332,7 @@ class Pack:
         configs = [trial.config for trial in trials]
         share = configs[0].batch_size // self._processes.number
         self.slots = Slots(self._base.unet, configs, math.ceil(share / self._num_parts))
-        given = self.slots.weights, self.slots.num_A, self.slots.factor
+        given = self.slots.weights, self.slots.begin_B, self.slots.factor
         self._optimizer = RowOptimizer(*given, configs)
         self.slots.__enter__()  # once nothing can run out of memory any more
         for slot, trial in enumerate(trials):

@@ -19,10 +19,10 @@ class RowOptimizer:
     """
 
     def __init__(
-        self, weights: torch.Tensor, num_A: int, factor: torch.Tensor, configs: Sequence[TrialConfig] = ()
+        self, weights: torch.Tensor, begin_B: int, factor: torch.Tensor, configs: Sequence[TrialConfig] = ()
     ) -> None:
-        """Gradients are of the first `num_A` weights of a row, and of `factor` (K, 1) times the others."""
-        self._num_A, self._factor = num_A, factor
+        """Gradients are of a row's weights before `begin_B`, and of `factor` (K, 1) times the others."""
+        self._begin_B, self._factor = begin_B, factor
         self._mean, self._square = torch.zeros_like(weights), torch.zeros_like(weights)
         self._prodigy = Prodigy(weights) if any(c.optimizer == "prodigy" for c in configs) else None
 
@@ -64,10 +64,10 @@ class RowOptimizer:
     ) -> None:
         """One update from a gradient (K, P), which may be overwritten.
 
-        By row: the config, the learning rate of A, and the number of updates before.
+        By row: the config, the learning rate of all but B, and the number of updates before.
         """
         if not weights.is_cuda:
-            gradient[:, self._num_A :] *= self._factor
+            gradient[:, self._begin_B :] *= self._factor
             for row, (config, rate, step) in enumerate(zip(configs, rates, steps, strict=True)):
                 self._update_row(weights[row], gradient[row], row, config, rate, step)
             return
@@ -76,15 +76,15 @@ class RowOptimizer:
         given = zip(configs, rates, steps, strict=True)
         rows = [_numbers(config, rate, step) for config, rate, step in given]
         numbers = torch.tensor(rows).pin_memory().to(weights.device, non_blocking=True)
-        parts = gradient[:, : self._num_A], gradient[:, self._num_A :]
-        of_A, of_B = (torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts)
-        norms = torch.hypot(of_A, of_B * self._factor[:, 0])
-        scaled = gradient, self._num_A, self._factor, norms
+        parts = gradient[:, : self._begin_B], gradient[:, self._begin_B :]
+        before, of_B = (torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts)
+        norms = torch.hypot(before, of_B * self._factor[:, 0])
+        scaled = gradient, self._begin_B, self._factor, norms
         kernels.adamw(weights, self._mean, self._square, *scaled, numbers, BETAS, EPSILON)
         for row, (config, rate, step) in enumerate(zip(configs, rates, steps, strict=True)):
             if config.optimizer == "prodigy":
                 whole = gradient[row].float()
-                whole[self._num_A :] *= self._factor[row]
+                whole[self._begin_B :] *= self._factor[row]
                 whole *= (config.max_grad_norm / (norms[row] + 1e-6)).clamp(max=1)
                 self._find_size(weights[row], whole, row, config, rate, step)
 
@@ -103,9 +103,9 @@ class RowOptimizer:
         if config.optimizer == "prodigy":
             self._find_size(weights, gradient, row, config, rate, step)
             return
-        of_A, of_B = slice(self._num_A), slice(self._num_A, None)
+        before, of_B = slice(self._begin_B), slice(self._begin_B, None)
         same = config.lora_plus == 1
-        parts = [(slice(None), rate)] if same else [(of_A, rate), (of_B, rate * config.lora_plus)]
+        parts = [(slice(None), rate)] if same else [(before, rate), (of_B, rate * config.lora_plus)]
         for part, part_rate in parts:
             adamw(
                 [weights[part]],
@@ -154,7 +154,7 @@ def rate_at(config: TrialConfig, step: int, num_steps: int) -> float:
 
 
 def _numbers(config: TrialConfig, rate: float, step: int) -> tuple[float, ...]:
-    """Of a row: largest norm, 1 − β₂ᵗ; of A, then of B: rate / (1 − β₁ᵗ), 1 − rate · decay.
+    """Of a row: largest norm, 1 − β₂ᵗ; of all but B, then of B: rate / (1 − β₁ᵗ), 1 − rate · decay.
 
     The norm is negative for a row that AdamW leaves alone.
     """
