@@ -196,7 +196,7 @@ def kohya_metadata(exported: Exported, tensors: Tensors, kind: Kind) -> dict[str
     side = run.space.resolution
     said: dict[str, object] = {
         "ss_output_name": run.metadata.name,
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "lycoris.kohya" if config.dora else "networks.lora",
         "ss_network_dim": config.rank,
         "ss_network_alpha": config.scale * config.rank,
         "ss_network_dropout": config.dropout,
@@ -227,8 +227,12 @@ def kohya_metadata(exported: Exported, tensors: Tensors, kind: Kind) -> dict[str
         said |= {"ss_resolution": f"({side}, {side})", "modelspec.resolution": f"{side}x{side}"}
     if run.space.trigger:
         said["modelspec.trigger_phrase"] = run.space.trigger
+    arguments: dict[str, object] = {}
+    if config.dora:  # which LyCORIS trains, sd-scripts' own networks do not
+        arguments |= {"algo": "locon", "dora_wd": "True", "wd_on_output": "True"}
     if any(tensor.ndim == 4 and tensor.shape[-1] > 1 for tensor in tensors.values()):
-        arguments = {"conv_dim": config.rank, "conv_alpha": config.scale * config.rank}
+        arguments |= {"conv_dim": config.rank, "conv_alpha": config.scale * config.rank}
+    if arguments:
         said["ss_network_args"] = json.dumps(arguments)
     return {key: str(value) for key, value in said.items()}
 

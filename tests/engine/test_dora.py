@@ -56,8 +56,10 @@ def test_a_slot_gives_what_pefts_layer_gives(
         frozen = copy.deepcopy(slotted.frozen)
         shape = (frozen.in_channels, 6, 6) if isinstance(frozen, nn.Conv2d) else (5, frozen.in_features)  # type: ignore[union-attr]
         x = torch.randn(4, *shape, generator=generator).to(base.device).requires_grad_()
-        mask = slotted.group.mask
-        kept = mask(torch.ones_like(x)) if mask else torch.ones_like(x)
+        kept = torch.ones_like(x)
+        if slotted.group.mask:  # which is of x as a linear sees it: the samples of a slot in one
+            laid = kept if kept.ndim == 4 else kept.view(2, -1, kept.shape[-1])
+            kept = slotted.group.mask(laid).view(kept.shape)
         y = slotted(x)
         ahead = torch.randn(y.shape, generator=generator).to(y.device)
         rows = slots.gradient((y * ahead).sum()).clone().float()
