@@ -23,12 +23,14 @@ def norms(weight: torch.Tensor, squares: torch.Tensor, A: torch.Tensor, B: torch
     across = torch.unflatten(across, 2, (slots, rank)).permute(2, 0, 1, 3)
     inner, B = (A @ A.mT).float(), B.float()
     added = ((2 * across.float() + B @ inner) * B).sum(dim=-1).flatten(1)
-    return (squares + added).clamp(min=0).sqrt()
+    found: torch.Tensor = (squares + added).clamp(min=0).sqrt()
+    return found
 
 
 def frozen_norms(weight: torch.Tensor) -> torch.Tensor:
     """‖W‖ of each output, where magnitudes begin."""
-    return torch.linalg.vector_norm(weight.detach().flatten(1), dim=1, dtype=torch.float32)
+    found: torch.Tensor = torch.linalg.vector_norm(weight.detach().flatten(1), dim=1, dtype=torch.float32)
+    return found
 
 
 class Gain(torch.autograd.Function):

@@ -151,7 +151,7 @@ class Group:
         if self.gain is not None:
             kept = self._kept(slotted)
             rest = self.bias if kept is slotted else F.linear(slotted - kept, weight, self.bias)
-            y = SlotProduct.apply(kept, weight, None, A, B, None, gradient)
+            y: torch.Tensor = SlotProduct.apply(kept, weight, None, A, B, None, gradient)
             y = Gain.apply(y, rows(self.gain, 2).flatten(2))
             y = y if rest is None else y + rest
         else:
@@ -175,11 +175,14 @@ class Group:
         if self.gain is not None:
             kept = self._kept(x)
             y = self._updated(frozen, _convolve(frozen, kept, frozen.weight, None), kept)
-            y = Gain.apply(torch.unflatten(y, 0, (self.num_slots, -1)), self.gain[..., None, None])
-            y = y.flatten(0, 1)
+            slotted = torch.unflatten(y, 0, (self.num_slots, -1))
+            scaled: torch.Tensor = Gain.apply(slotted, self.gain[..., None, None])
+            y = scaled.flatten(0, 1)
             if kept is not x:
-                return y + frozen(x - kept)
-            return y if self.bias is None else y + self.bias[:, None, None]
+                y = y + frozen(x - kept)
+            elif self.bias is not None:
+                y = y + self.bias[:, None, None]
+            return y
         return self._updated(frozen, frozen(x), Masked.apply(x, self.mask) if self.mask else x)
 
     def _updated(self, frozen: nn.Conv2d, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -535,14 +538,16 @@ class Slots:
         found = [norms(group.weight, squares, A, B) for group, squares, A, B in given]
         torch.cat(found, dim=1, out=copy.norms).masked_fill_(magnitudes == 0, torch.inf)
         gains = (magnitudes / copy.norms).masked_fill_(magnitudes == 0, 1)
-        for gain, there in zip(copy.gains, gains.split([g.shape[2] for g in copy.gains], 1), strict=True):
-            gain[:, 0] = there
+        begin = 0
+        for gain in copy.gains:
+            gain[:, 0] = gains[:, begin : begin + gain.shape[2]]
+            begin += gain.shape[2]
 
     def _show(self, copy: "Copy", slots: Sequence[int], *, training: bool) -> None:
         # A graph is captured for all ranks and targets: those that a slot lacks are zeros in it.
         fixed = self.device.type == "cuda"
         gradients = zip(self._gradient.A, self._gradient.B, strict=True)
-        gains = copy.gains or [None] * len(self.groups)
+        gains: Sequence[torch.Tensor | None] = copy.gains or [None] * len(self.groups)
         seen = zip(self.groups, copy.A, copy.B, gains, gradients, strict=True)
         for group, A, B, gain, gradient in seen:
             name = group.order[0]  # of a larger group it only counts whether there is a rank

@@ -13,6 +13,10 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.loaders.lora_conversion_utils import (
+    _convert_non_diffusers_lora_to_diffusers,
+    _maybe_map_sgm_blocks_to_diffusers,
+)
 from diffusers.utils import (
     convert_all_state_dict_to_peft,
     convert_state_dict_to_diffusers,
@@ -400,6 +404,24 @@ def test_onetrainers_names_of_text_encoders_are_read(emoji: BaseModel, tmp_path:
     np.testing.assert_array_equal(*drawn(emoji, plain, omi))
 
 
+def test_a_dora_of_text_encoders_draws_what_it_draws_in_diffusers(
+    tiny_sdxl: Path, base: BaseModel, tmp_path: Path
+) -> None:
+    """Under the names of its converter: of PEFT's own names it loses these."""
+    tensors, file = unet_lora(base, "to_v") | clip_lora(base), tmp_path / "a.safetensors"
+    magnitudes = {
+        key.replace("lora_B", "lora_magnitude_vector"): torch.linspace(0.3, 1, len(tensor))
+        for key, tensor in tensors.items()
+        if "lora_B" in key
+    }
+    save_file(tensors | magnitudes, file)
+    of_unet = {key: tensor for key, tensor in (tensors | magnitudes).items() if key.startswith("unet.")}
+    save_file(of_unet, tmp_path / "unet.safetensors")
+    ours, without = drawn(base, file, tmp_path / "unet.safetensors")
+    assert (ours != without).any()
+    assert_same(ours, in_diffusers(tiny_sdxl, base, file))
+
+
 def test_text_encoders_are_as_before_afterwards(base: BaseModel, tmp_path: Path) -> None:
     before = base.encode_prompts(PROMPTS)
     save_file(unet_lora(base, "to_v") | clip_lora(base), tmp_path / "a.safetensors")
@@ -538,7 +560,7 @@ def decomposed(tiny_sdxl: Path, base: BaseModel, tmp_path: Path, make_run: Calla
 def test_a_dora_draws_what_it_draws_in_diffusers_in_both_layouts_at_any_weight(
     tiny_sdxl: Path, base: BaseModel, decomposed: Run, tmp_path: Path
 ) -> None:
-    """Of kohya's layout diffusers' pipeline leaves the magnitudes out: its converter is held to the keys."""
+    """Of kohya's layout diffusers' pipeline leaves the magnitudes out; its converter takes every key."""
     winner = winner_of(decomposed)
     folder = export(winner, {"diffusers", "kohya"})
     plain, kohya = folder / DIFFUSERS_FILE, folder / winner.kohya_file
@@ -560,6 +582,9 @@ def test_a_dora_draws_what_it_draws_in_diffusers_in_both_layouts_at_any_weight(
     for key, scale in scales.items():
         up = tensors[key.replace("dora_scale", "lora_up.weight")]
         assert scale.shape == (len(up), *(1,) * (up.ndim - 1))
+    mapped = _maybe_map_sgm_blocks_to_diffusers(dict(tensors), base.unet.config)  # type: ignore[no-untyped-call]
+    converted, _ = _convert_non_diffusers_lora_to_diffusers(mapped)  # type: ignore[no-untyped-call]
+    assert sum(key.endswith(".lora_magnitude_vector.weight") for key in converted) == len(scales)
 
 
 def test_magnitudes_of_all_outputs_of_all_modules_are_allowed(base: BaseModel, tmp_path: Path) -> None:
