@@ -93,6 +93,9 @@ class TrialConfig(Spec):
     """Decay of the average of all weights so far, which is what is scored and kept; 0: the last weights."""
     rslora: bool = False
     """Scale adapters by alpha / √rank instead of alpha / rank: Kalajdzievski 2023 (arXiv 2312.03732)."""
+    dora: bool = False
+    """Train the magnitude of each output's weights apart from their direction: Liu et al. 2024 (arXiv
+    2402.09353)."""
     min_snr_gamma: Number = Field(0.0, ge=0)
     """Most that the signal-to-noise ratio of a timestep counts; 0: the loss is not weighted.
     Hang et al. 2023 (arXiv 2303.09556)."""

@@ -173,7 +173,10 @@ def find_target(run: Run) -> Target:
 
 
 def to_kohya(tensors: Tensors, config: TrialConfig, target: Target) -> Tensors:
-    """Of diffusers' keys, as kohya's sd-scripts writes them; alpha is such that the scale stays."""
+    """Of diffusers' keys, as kohya's sd-scripts writes them; alpha is such that the scale stays.
+
+    DoRA's magnitudes, which sd-scripts does not train, are as LyCORIS writes them: (out, 1, …).
+    """
     keys = {key: parse_key(key) for key in tensors}
     strange = [key for key, parsed in keys.items() if parsed is None or parsed.tensor == "alpha"]
     if strange:
@@ -188,6 +191,10 @@ def to_kohya(tensors: Tensors, config: TrialConfig, target: Target) -> Tensors:
     for key, parsed in keys.items():
         assert parsed is not None
         name = names[parsed.part][parsed.module]
+        if parsed.tensor == "magnitude":
+            others = (1,) * max(1, tensors[key].ndim - 1)
+            renamed[f"{name}.dora_scale"] = tensors[key].reshape(-1, *others)
+            continue
         renamed[f"{name}.lora_{parsed.tensor}.weight"] = tensors[key].contiguous()
         if parsed.tensor == "down":
             renamed[f"{name}.alpha"] = torch.tensor(config.scale * len(tensors[key]))
@@ -200,7 +207,7 @@ def kohya_metadata(exported: Exported, tensors: Tensors, kind: Kind) -> dict[str
     side = run.space.resolution
     said: dict[str, object] = {
         "ss_output_name": run.metadata.name,
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "lycoris.kohya" if config.dora else "networks.lora",
         "ss_network_dim": config.rank,
         "ss_network_alpha": config.scale * config.rank,
         "ss_network_dropout": config.dropout,
@@ -266,6 +273,8 @@ def _network_args(config: TrialConfig, kind: Kind, has_conv: bool) -> dict[str, 
     """What sd-scripts would be given to make this adapter; its values are text. rsLoRA is in the alpha."""
     ranks = {part: config.rank_of(f"{part}_blocks") for part in ("down", "mid", "up")}
     said = {} if config.lora_plus == 1 else {"loraplus_lr_ratio": f"{config.lora_plus:g}"}
+    if config.dora:  # which LyCORIS trains, sd-scripts' own networks do not
+        said |= {"algo": "locon", "dora_wd": "True", "wd_on_output": "True"}
     parts = ("", "conv_") if has_conv else ("",)
     if set(ranks.values()) == {config.rank}:
         alpha = f"{config.scale * config.rank:g}"

@@ -113,16 +113,18 @@ def slots_that_pay(one: float, two: float) -> int:
 
 
 def heaviest(base: BaseModel, space: SearchSpace) -> TrialConfig:
-    """The default at the highest rank and with the most modules that a space may sample, and with the text
-    encoders if any trial may train them."""
+    """The default at the highest rank, with the most modules, DoRA and the text encoders, as far as a space may
+    sample them."""
     point = space.parameters_of(space.default)
     if "text_encoder_learning_rate" in point:
         point["text_encoder_learning_rate"] = space.highest("text_encoder_learning_rate")
-    rank, modules = space.parameters.rank, space.parameters.target_modules
+    rank, modules, dora = space.parameters.rank, space.parameters.target_modules, space.parameters.dora
     if isinstance(rank, IntChoices):
         point["rank"] = max(rank.choices)
     elif isinstance(rank, IntRange):
         point["rank"] = rank.high
+    if dora:
+        point["dora"] = max(dora.choices)
     configs = [space.config_of(point)]
     if isinstance(modules, ModuleChoices):
         texts = [modules_to_text(choice) for choice in modules.choices]

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 Part = Literal["unet", "text_encoder", "text_encoder_2"]
-Tensor = Literal["down", "up", "alpha"]
+Tensor = Literal["down", "up", "alpha", "magnitude"]
 
 PEFT_PREFIX = "base_model.model."
 PREFIXES: dict[str, Part] = {
@@ -51,9 +51,13 @@ ENDINGS: dict[str, Tensor] = {
     ".lora_linear_layer.down.weight": "down",
     ".lora_linear_layer.up.weight": "up",
     ".alpha": "alpha",
+    ".lora_magnitude_vector": "magnitude",  # PEFT's DoRA
+    ".lora_magnitude_vector.weight": "magnitude",
+    ".lora_magnitude_vector.default.weight": "magnitude",
+    ".dora_scale": "magnitude",  # LyCORIS's and OneTrainer's
 }
 OTHER_KINDS = {
-    r"\.(dora_scale|magnitude|lora_magnitude_vector(\.weight)?)$": "DoRA",
+    r"\.magnitude$": "DoRA of another layout",
     r"\.hada_(w|t)\d": "LoHa",
     r"\.lokr_(w|t)\d": "LoKr",
     r"\.(oft_|boft_)": "OFT",

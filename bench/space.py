@@ -142,6 +142,7 @@ class Parameters(Spec):
     rank_up: Integers | None = None
     ema: Numbers | None = None
     rslora: Flags | None = None
+    dora: Flags | None = None
     min_snr_gamma: Numbers | None = None
     noise_offset: Numbers | None = None
     caption_dropout: Numbers | None = None

@@ -71,8 +71,8 @@ def test_add(kernels: ModuleType) -> None:
 
 def test_adamw(kernels: ModuleType) -> None:
     ours = [torch.randn(3, 50), torch.zeros(3, 50), torch.zeros(3, 50)]
-    plain, num_A, factors = ours[0].clone(), 20, torch.tensor([[1.0], [0.5], [4.0]])
-    optimizer = RowOptimizer(plain, num_A, factors, num_text=(3, 7))
+    plain, begin_B, factors = ours[0].clone(), 20, torch.tensor([[1.0], [0.5], [4.0]])
+    optimizer = RowOptimizer(plain, begin_B, factors, num_text=(3, 7))
     one = TrialConfig(rank=1, alpha=1, epochs=1, learning_rate=1e-3)
     changes: list[dict[str, float]] = [
         {},
@@ -85,8 +85,8 @@ def test_adamw(kernels: ModuleType) -> None:
         gradient = torch.randn(3, 50)
         pairs = zip(configs, rates, strict=True)
         numbers = torch.tensor([_numbers(config, rate, step) for config, rate in pairs])
-        norms = torch.cat([gradient[:, :num_A], gradient[:, num_A:] * factors], dim=1).norm(dim=1)
-        kernels.adamw(*ours, gradient, (17, num_A, 43, 50), factors, norms, numbers, BETAS, EPSILON)
+        norms = torch.cat([gradient[:, :begin_B], gradient[:, begin_B:] * factors], dim=1).norm(dim=1)
+        kernels.adamw(*ours, gradient, (17, begin_B, 43, 50), factors, norms, numbers, BETAS, EPSILON)
         optimizer.update(plain, gradient, configs, rates, [step] * 3)
     for a, b in zip(ours, (plain, *optimizer.rows.values()), strict=True):
         torch.testing.assert_close(a, b)

@@ -36,6 +36,7 @@ def test_options_of_a_training_are_searched_and_prodigy_finds_its_rate() -> None
         "optimizer": {"choices": ["adamw", "adamw8bit", "prodigy"]},
         "lr_scheduler": {"choices": ["constant", "cosine"]},
         "rslora": {"choices": [True, False]},
+        "dora": {"choices": [True, False]},
         "min_snr_gamma": {"choices": [0, 5]},
         "rank_up": {"choices": [4, 16]},
         "ema": {"low": 0, "high": 0.99},

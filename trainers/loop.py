@@ -361,7 +361,7 @@ class Pack:
         self._captions = CaptionReader(self._base, self._data) if train_text else None
         encoders = self._captions.encoders if self._captions else None
         self.slots = Slots(self._base.unet, configs, math.ceil(share / self._num_parts), encoders)
-        given = self.slots.weights, self.slots.num_A, self.slots.factor
+        given = self.slots.weights, self.slots.begin_B, self.slots.factor
         self._optimizer = RowOptimizer(*given, configs, self.slots.num_text, self.slots.tensors)
         self.slots.__enter__()  # once nothing can run out of memory any more
         for slot, trial in enumerate(trials):

@@ -24,20 +24,20 @@ class RowOptimizer:
     def __init__(
         self,
         weights: torch.Tensor,
-        num_A: int,
+        begin_B: int,
         factor: torch.Tensor,
         configs: Sequence[TrialConfig] = (),
         num_text: tuple[int, int] = (0, 0),
         tensors: Callable[[torch.Tensor, int], dict[str, torch.Tensor]] = lambda row, number: {"row": row},
     ) -> None:
-        """Gradients are of the first `num_A` weights of a row, and of `factor` (K, 1) times the others.
+        """Gradients are of a row's weights before `begin_B`, and of `factor` (K, 1) times the others.
 
-        Of these A's, and of the B's after them, the last `num_text` are the text encoders'. `tensors` are the
-        views of a row (P) of that number, by name: see `Slots.tensors`.
+        Of the A's that end there, and of the B's after them, the last `num_text` are the text encoders'.
+        `tensors` are the views of a row (P) of that number, by name: see `Slots.tensors`.
         """
-        self._num_A, self._factor, self._tensors = num_A, factor, tensors
-        self._ends = (num_A - num_text[0], num_A, weights.shape[1] - num_text[1], weights.shape[1])
-        """Of A's of the UNet, A's of text encoders, B's of both."""
+        self._begin_B, self._factor, self._tensors = begin_B, factor, tensors
+        self._ends = (begin_B - num_text[0], begin_B, weights.shape[1] - num_text[1], weights.shape[1])
+        """Of what is before B of the UNet, and of text encoders; of B's of both."""
         self._eight_bits: dict[int, EightBits] = {}
         """By row, once it has made an update."""
         only = configs and all(config.optimizer == "adamw8bit" for config in configs)
@@ -105,10 +105,10 @@ class RowOptimizer:
     ) -> None:
         """One update from a gradient (K, P), which may be overwritten.
 
-        By row: the config, the learning rate of A, and the number of updates before.
+        By row: the config, the learning rate of all but B, and the number of updates before.
         """
         if not weights.is_cuda:
-            gradient[:, self._num_A :] *= self._factor
+            gradient[:, self._begin_B :] *= self._factor
             for row, (config, rate, step) in enumerate(zip(configs, rates, steps, strict=True)):
                 self._update_row(weights[row], gradient[row], row, config, rate, step)
             return
@@ -117,16 +117,16 @@ class RowOptimizer:
         given = zip(configs, rates, steps, strict=True)
         rows = [_numbers(config, rate, step) for config, rate, step in given]
         numbers = torch.tensor(rows).pin_memory().to(weights.device, non_blocking=True)
-        parts = gradient[:, : self._num_A], gradient[:, self._num_A :]
-        of_A, of_B = (torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts)
-        norms = torch.hypot(of_A, of_B * self._factor[:, 0])
+        parts = gradient[:, : self._begin_B], gradient[:, self._begin_B :]
+        before, of_B = (torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts)
+        norms = torch.hypot(before, of_B * self._factor[:, 0])
         scaled = gradient, self._ends, self._factor, norms
         if self._mean.shape[1]:
             kernels.adamw(weights, self._mean, self._square, *scaled, numbers, BETAS, EPSILON)
         for row, (config, rate, step) in enumerate(zip(configs, rates, steps, strict=True)):
             if config.optimizer != "adamw":
                 whole = gradient[row].float()
-                whole[self._num_A :] *= self._factor[row]
+                whole[self._begin_B :] *= self._factor[row]
                 whole *= (config.max_grad_norm / (norms[row] + 1e-6)).clamp(max=1)
                 self._update_otherwise(weights[row], whole, row, config, rate, step)
 

@@ -61,7 +61,7 @@ def test_an_update_is_that_of_bitsandbytes(base: BaseModel) -> None:
     groups = [{"params": of_A}, {"params": of_B, "lr": 4e-3}]
     oracle = AdamW8bit(groups, lr=1e-3, weight_decay=config.weight_decay)
     factor = torch.tensor([[1.0], [2.0]]).to(base.device)
-    ours = RowOptimizer(weights, num_A, factor, [config] * 2, tensors)
+    ours = RowOptimizer(weights, num_A, factor, [config] * 2, tensors=tensors)
     for step in range(5):
         gradient = torch.randn(2, width, generator=generator).to(base.device)
         tensors_of = tensors(gradient[1])

@@ -210,7 +210,7 @@ def test_a_training_that_was_ended_goes_on_to_the_same_bits(
     write: Write, tmp_path: Path, what: str, when: int, code: int, kept: str
 ) -> None:
     fields: dict[str, dict[str, Any]] = {
-        "step": {"ema": 0.9, "lr_scheduler": "cosine", "text_encoder_learning_rate": 1e-3},
+        "step": {"ema": 0.9, "lr_scheduler": "cosine", "text_encoder_learning_rate": 1e-3, "dora": True},
         "flush": {"optimizer": "prodigy", "learning_rate": 1},
         "ctrl-c": {},
     }
