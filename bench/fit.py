@@ -113,7 +113,7 @@ def slots_that_pay(one: float, two: float) -> int:
 
 
 def heaviest(base: BaseModel, space: SearchSpace) -> TrialConfig:
-    """The default at the highest rank, with the most modules, DoRA and the text encoders, as far as a space may
+    """The default at the highest rank, with the most modules, DoRA and text encoders, as far as a space may
     sample them."""
     point = space.parameters_of(space.default)
     if "text_encoder_learning_rate" in point:
