@@ -29,6 +29,7 @@ from bench.errors import BenchError, DeviceError, one_line
 from bench.packs import Packs
 from bench.run import Split
 from bench.scoring.exam import Exam
+from bench.secrets import mask_logs, masked
 
 COMMAND = "from bench.workers import main; main()"
 PAUSE = 0.2
@@ -212,6 +213,7 @@ def main() -> None:
 
 def work(pipe: Pipeline) -> None:
     """What a child does; ends its process."""
+    mask_logs()
     try:
         load, threads = pipe.recv()
         torch.set_num_threads(threads)
@@ -222,7 +224,7 @@ def work(pipe: Pipeline) -> None:
     except BenchError as error:
         pipe.send((0.0, "dying", one_line(error)))
     except Exception as error:
-        traceback.print_exc()
+        print(masked(traceback.format_exc()), file=sys.stderr)
         pipe.send((0.0, "dying", f"{type(error).__name__}: {one_line(error)}"))
     os._exit(1)  # whatever state the device is in
 
