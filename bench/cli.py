@@ -299,6 +299,8 @@ def try_run(
 
     It is served to this machine alone, to whoever has the address that is printed, until Ctrl-C.
     """
+    from contextlib import suppress
+
     from bench.easel import easel_of, easel_with
     from reports.live import refuse_missing, serve
     from trainers.adapters import attach
@@ -315,10 +317,9 @@ def try_run(
     def say(address: str) -> None:
         console.print(f"Open {address}; Ctrl-C ends it.", markup=False, highlight=False, soft_wrap=True)
 
-    try:
+    with suppress(KeyboardInterrupt):  # which the server may have taken for itself
         serve(easel, port, say)
-    except KeyboardInterrupt:
-        console.print("Stopped.")
+    console.print("Stopped.")
 
 
 @app.command()

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    cores = len(os.sched_getaffinity(0)) // workers  # read when torch is imported, and by child processes
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
 if not shutil.which("nvidia-smi"):
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which torch may do any time
 

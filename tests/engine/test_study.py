@@ -50,13 +50,28 @@ SPACE: dict[str, Any] = {
     "trials": 3,
     "slots": 2,
 }
+PLAIN = Engine(train=train, attach=attach)
 Search = Callable[..., Run]
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, tiny_sdxl: Path) -> Path:
+    """A folder with a finished search of SPACE as it is, and a cache."""
+    folder = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENCH_CACHE", str(folder / "cache"))
+        file = written(folder / "tiny.yaml", {"base": str(tiny_sdxl)})
+        run_search(command(file, {}, 0, PLAIN))
+    return folder
+
+
 @pytest.fixture
-def search(tmp_path: Path, tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
-    """`search(trainer=..., seed=..., trials=..., **fields)`: run_search in tmp_path with SPACE changed so."""
-    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+def search(tmp_path: Path, tiny_sdxl: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
+    """`search(trainer=..., seed=..., trials=..., **fields)`: run_search in tmp_path with SPACE changed so.
+
+    One that changes nothing, and is the first, goes on with a copy of one that has finished.
+    """
+    monkeypatch.setenv("BENCH_CACHE", str(plain / "cache"))
 
     def run(
         trainer: Trainer = train,
@@ -67,15 +82,18 @@ def search(tmp_path: Path, tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ) -> Run:
         file = written(tmp_path / "tiny.yaml", {"base": str(tiny_sdxl), **fields})
         engine = Engine(train=trainer, attach=attach)
+        is_plain = engine == PLAIN and not (fields or seed or trials)
+        if is_plain and not (tmp_path / "runs").exists():
+            shutil.copytree(plain / "runs", tmp_path / "runs")
         return run_search(command(file, {"trials": trials}, seed, engine))
 
     return run
 
 
 @pytest.fixture
-def floor(tmp_path: Path, tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
+def floor(tmp_path: Path, tiny_sdxl: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
     """`floor(**fields)`: run_floor in tmp_path with SPACE changed so."""
-    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BENCH_CACHE", str(plain / "cache"))
 
     def run(**fields: Any) -> Run:
         file = written(tmp_path / "tiny.yaml", {"base": str(tiny_sdxl), **fields})
