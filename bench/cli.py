@@ -328,6 +328,29 @@ def speed(
         console.print(reports.speed.table(found))
 
 
+@app.command("clean")
+def clean_run(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")] = False,
+) -> None:
+    """Remove images and adapters of failed, pruned and dominated trials, and what killed processes left.
+
+    Scores, losses and configurations stay: reports and the search go on. The default's trial, finalists and
+    all that was trained or drawn to confirm them are never touched.
+    """
+    import reports.cleaning
+    from bench.clean import removals, remove
+    from bench.lock import locked
+
+    found = _open(run)
+    with locked(found.path, "clean it when that has ended"):
+        planned = removals(found)
+        if not dry_run:
+            remove(planned)
+    text = reports.cleaning.text(planned, found.path, is_done=not dry_run)
+    _console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 @data.command("check")
 def check_data(
     source: Annotated[str, typer.Argument(metavar="DIR", help="A folder, a bundled set, or a Hub id.")],

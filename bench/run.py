@@ -531,6 +531,11 @@ def write_images(folder: Path, images: NDArray[np.uint8]) -> None:
         list(writers.map(write, enumerate(images)))
 
 
+def was_cleaned(trial: TrialRecord) -> bool:
+    """Whether images of a scored trial were removed, see `bench/clean.py`."""
+    return any(not (epoch_folder(trial.path, epoch) / "images").exists() for epoch in trial.epochs)
+
+
 def image_files(folder: Path) -> list[Path]:
     """Files of an evaluation's images in order: prompt by prompt, seed by seed."""
     return sorted((folder / "images").glob("*.webp"))
