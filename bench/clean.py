@@ -6,6 +6,7 @@ goes on and reports are written as before. The default's trial, the finalists', 
 again or drawn to confirm them are never touched.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,10 @@ class Removal:
     size: int
     """Bytes of them all."""
 
+    @classmethod
+    def of_temporary(cls, path: Path) -> "Removal":
+        return cls(path=path, reason="left by a process that ended", parts=(path,), size=_size(path))
+
 
 def removals(run: Run) -> list[Removal]:
     """What would go, the trials by number, then temporary files."""
@@ -46,28 +51,24 @@ def removals(run: Run) -> list[Removal]:
         for record in run.trials()
         if record.label not in kept and (removal := _of_trial(record)) is not None
     ]
-    leftovers = [
-        Removal(path=file, reason="left by a process that ended", parts=(file,), size=_size(file))
-        for file in temporaries(run.path)
-    ]
-    return found + leftovers
+    return found + [Removal.of_temporary(path) for path in temporaries(run.path)]
 
 
 def remove(found: Sequence[Removal]) -> None:
     """The caller holds the run's lock."""
     for path in (part for removal in found for part in removal.parts):
-        if path.is_dir():
-            shutil.rmtree(path)
+        if path.is_dir():  # as a whole: half of the images would be damage
+            shutil.rmtree(path.rename(path.with_name(f".{path.name}.{os.getpid()}.tmp")))
         else:
             path.unlink(missing_ok=True)
 
 
 def temporaries(folder: Path) -> Iterator[Path]:
-    """Files that a process was writing when it was killed."""
-    for file in sorted(folder.rglob(".*.tmp")):
-        named = TEMPORARY.fullmatch(file.name)
+    """What a process was writing, or removing, when it was killed."""
+    for path in sorted(folder.rglob(".*.tmp")):
+        named = TEMPORARY.fullmatch(path.name)
         if named and not psutil.pid_exists(int(named[1])):
-            yield file
+            yield path
 
 
 def _kept(run: Run) -> set[str]:

@@ -216,7 +216,7 @@ def _cached(
 
 def _is_shared(path: Path) -> bool:
     """Whether the cache lies where the run does."""
-    return _existing(cache_folder()).stat().st_dev == _existing(path).stat().st_dev
+    return existing(cache_folder()).stat().st_dev == existing(path).stat().st_dev
 
 
 def done_in(path: Path) -> Done:
@@ -234,10 +234,11 @@ def done_in(path: Path) -> Done:
 
 def free_bytes(path: Path) -> int:
     """Of the file system that holds a path, or would."""
-    return shutil.disk_usage(_existing(path)).free
+    return shutil.disk_usage(existing(path)).free
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The nearest folder of a path that is there."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
 
 
