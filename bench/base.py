@@ -74,6 +74,8 @@ class Bucket:
     mean: torch.Tensor
     std: torch.Tensor
     text: TextEmbedding
+    captions: tuple[str, ...] = ()
+    """As `text` has read them; needed only where an adapter reads them otherwise."""
     variants: Variants = AS_THEY_ARE
     shown: tuple[int, ...] | None = None
     """The images that an epoch shows, some of them several times; None: each once."""
@@ -83,10 +85,15 @@ class Bucket:
         """The images that an epoch shows."""
         return range(len(self)) if self.shown is None else self.shown
 
-    def __getitem__(self, index: Any) -> "Bucket":
+    def __getitem__(self, index: slice) -> "Bucket":
         """Some of the images and captions as they are, each once."""
         n = len(self)
-        return Bucket(mean=self.mean[:n][index], std=self.std[:n][index], text=self.text[:n][index])
+        return Bucket(
+            mean=self.mean[:n][index],
+            std=self.std[:n][index],
+            text=self.text[:n][index],
+            captions=self.captions[:n][index],
+        )
 
     def __len__(self) -> int:
         return len(self.mean) // len(self.variants.views)
@@ -185,6 +192,8 @@ class BaseModel:
         self.latent_shape = (pipe.unet.config.in_channels, side, side)
         self.attached: Attached | None = None
         """Through what `predict` predicts; None for the bare base."""
+        self.keeps_text_encoders = False
+        """Whether they stay where they are, for trials that train them."""
         self._pipe = pipe
         self._load_encoder = load_encoder
         self._time_ids: dict[tuple[int, int], torch.Tensor] = {}
@@ -204,9 +213,12 @@ class BaseModel:
     def twin(self) -> "BaseModel":
         """Another UNet of the same weights, for other adapters at the same time; this one must be bare."""
         twin = copy.copy(self)
-        weights = {id(tensor): tensor for tensor in (*self.unet.parameters(), *self.unet.buffers())}
-        twin.unet, twin.twins = copy.deepcopy(self.unet, weights), []
+        twin.unet, twin.twins = _twin(self.unet), []
         return twin
+
+    def text_twins(self) -> dict[str, torch.nn.Module]:
+        """Other text encoders of the same weights, by part, for adapters of their own."""
+        return {part: _twin(self.encoder(part)) for part in self.family.text_encoders}
 
     @property
     def text_shape(self) -> tuple[int, int, int]:
@@ -221,6 +233,8 @@ class BaseModel:
 
     def release_encoders(self) -> None:
         """Give back the memory of the text encoders; they are loaded again if they are used again."""
+        if self.keeps_text_encoders:
+            return
         for part in self.family.text_encoders:
             setattr(self._pipe, part, None)
         torch.cuda.empty_cache()  # does nothing where there is no such device
@@ -248,6 +262,21 @@ class BaseModel:
             parts.append(TextEmbedding(*self.family.encode(self._pipe, chunk)))
         return concatenate(parts)
 
+    def tokens(self, prompts: Sequence[str]) -> torch.Tensor:
+        """What each text encoder reads of each prompt, (n, encoders, length)."""
+        read = []
+        for part in self.family.tokenizers:
+            tokenizer = getattr(self._pipe, part)
+            given = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+            read.append(tokenizer(list(prompts), return_tensors="pt", **given).input_ids)
+        return torch.stack(read, dim=1).to(self.device)
+
+    def own_readings(self, prompts: Sequence[str]) -> dict[int, tuple[TextEmbedding, TextEmbedding]]:
+        """Of attached adapters that read prompts otherwise, by number: conditioning of each prompt, and of
+        the empty prompt."""
+        readers = self.attached.readers if self.attached else {}
+        return {number: reader(prompts) for number, reader in readers.items()}
+
     def count_cut(self, prompts: Sequence[str]) -> int:
         """How many prompts have more tokens than the text encoders read: what exceeds them is cut off."""
         tokenizer = self._pipe.tokenizer
@@ -256,9 +285,14 @@ class BaseModel:
     def encode_empty(self) -> TextEmbedding:
         """Conditioning of the empty prompt (n = 1): zeros if the pipeline was trained so."""
         empty = self.encode_prompts([""])
-        if self._pipe.config.get("force_zeros_for_empty_prompt"):
+        if self.empty_is_zero:
             return TextEmbedding(torch.zeros_like(empty.hidden), torch.zeros_like(empty.pooled))
         return empty
+
+    @property
+    def empty_is_zero(self) -> bool:
+        """Whether zeros stand for the empty prompt, whatever text encoders read."""
+        return bool(self._pipe.config.get("force_zeros_for_empty_prompt"))
 
     @torch.no_grad()
     def encode_images(self, images: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -303,6 +337,12 @@ class BaseModel:
             numbers = self.family.time_ids(height * self.vae_scale, width * self.vae_scale)
             self._time_ids[height, width] = torch.tensor(numbers, device=self.device, dtype=self.dtype)
         return self._time_ids[height, width]
+
+
+def _twin(module: torch.nn.Module) -> torch.nn.Module:
+    """Of the same weights."""
+    weights = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, weights)
 
 
 class Leaving:

@@ -47,7 +47,7 @@ def write_card(exported: Exported, folder: Path) -> None:
         f"# {exported.run.metadata.name}\n",
         _about(exported),
         _images(shown),
-        _use(base, exported.kohya_file, folder),
+        _use(base, exported.kohya_file, folder, exported.config.dora),
         _scores(exported),
         _training(exported.training_config, " (their fingerprints are in the metadata of\nthe files)"),
     ]
@@ -69,7 +69,7 @@ def write_training_card(
         f"A LoRA of rank {config.rank} for `{config.model_name}`, trained on {num_images} images of "
         f"`{config.dataset_name}` by bench {bench.__version__}. It has not been scored.\n",
         _call(config.trigger),
-        _use(config.model_name, "", folder),
+        _use(config.model_name, "", folder, config.dora),
         _training(config),
     ]
     write_text(folder / "README.md", "\n".join(parts))
@@ -137,13 +137,16 @@ def _images(shown: list[Shown]) -> str:
     return "\n".join([*lines, note])
 
 
-def _use(base: str, kohya_file: str, folder: Path) -> str:
+def _use(base: str, kohya_file: str, folder: Path, dora: bool) -> str:
+    lost = "; diffusers would leave the magnitudes of DoRA out of it" if dora else ""
     layouts = {
         DIFFUSERS_FILE: "in diffusers' layout",
-        kohya_file: "in kohya's layout, for ComfyUI, Forge, InvokeAI and others",
+        kohya_file: f"in kohya's layout, for ComfyUI, Forge, InvokeAI and others{lost}",
     }
     files = {name: layout for name, layout in layouts.items() if (folder / name).is_file()}
     listed = "\n".join(f"- `{name}`: {layout}" for name, layout in files.items())
+    if dora and DIFFUSERS_FILE not in files:
+        return f"## Use\n\n{listed}\n"
     return f"""## Use
 
 ```python

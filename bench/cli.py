@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bench.errors import BenchError, MissingError, StudyError, UsageError
+from bench.secrets import mask_logs, masked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,12 +18,21 @@ if TYPE_CHECKING:
     from bench.compare import Side
     from bench.run import Run
     from bench.session import Command
+    from bench.shared import Place
 
 RUNS = Path("runs")
 BASE = "base"
 """The side that is the base model; a run of that name is given as a folder."""
 ADAPTER = ".safetensors"
 INTERRUPTED = 130
+
+STORAGE = typer.Option(
+    envvar="BENCH_STORAGE",
+    show_envvar=True,
+    metavar="URL",
+    help="Of a database that several machines search through, such as postgresql://user@host/db.",
+)
+ARTIFACTS = typer.Option(help="Where they put what they train: a folder that all see, or s3://bucket.")
 
 app = typer.Typer(
     name="bench",
@@ -51,18 +62,27 @@ def search(
     budget: Annotated[str | None, typer.Option(help="Time for the search, such as 20m or 1.5h.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**30, help="Seed of the sampler and of training.")] = 0,
     floor: Annotated[bool, typer.Option(help="Measure the noise floor too.")] = True,
+    storage: Annotated[str | None, STORAGE] = None,
+    artifacts: Annotated[str | None, ARTIFACTS] = None,
+    executor: Annotated[
+        Literal["local", "ray"], typer.Option(help="Where trials run: this machine, or a Ray cluster.")
+    ] = "local",
 ) -> None:
     """Search a space: train and score trials, confirm the best, write runs/NAME/report.html.
 
     The same command again goes on where it was interrupted, or with a higher --trials goes further.
     """
+    from dataclasses import replace
+
     from bench.session import run_search
 
     overrides = {"base": base, "data": data, "trials": trials, "budget": budget}
     overrides |= {} if floor else {"floor": 0}
     console = _console()
     try:
-        run = run_search(command_of(space, overrides, name, seed, console))
+        command = command_of(space, overrides, name, seed, console)
+        command = replace(command, place=_place(storage, artifacts), executor=executor)
+        run = run_search(command)
     except KeyboardInterrupt:
         console.print("Stopped. Finished trials are kept: run the same command to go on.")
         raise typer.Exit(INTERRUPTED) from None
@@ -70,6 +90,32 @@ def search(
         _report(_open(str(error.run)), console)
         raise
     _report(run, console)
+
+
+@app.command()
+def worker(
+    run: Annotated[str, typer.Argument(help="The name of a search that was begun with --storage.")],
+    storage: Annotated[str | None, STORAGE] = None,
+    artifacts: Annotated[str | None, ARTIFACTS] = None,
+    base: Annotated[str | None, typer.Option(help="Where the search's base is on this machine.")] = None,
+    data: Annotated[str | None, typer.Option(help="Where the search's data set is on this machine.")] = None,
+) -> None:
+    """Help with a search from this machine: ask, train, score and tell, until there are enough trials.
+
+    What is trained goes into the artifact store; the search that was begun confirms and reports.
+    """
+    from bench.session import run_worker
+
+    console = _console()
+    if (place := _place(storage, artifacts)) is None:
+        raise UsageError("--storage: say where the search's study is")
+    command = command_of("default", {}, run, 0, console)
+    try:
+        run_worker(command, place, {"base": base, "data": data})
+    except KeyboardInterrupt:
+        console.print("Stopped. The same command goes on with what was begun here.")
+        raise typer.Exit(INTERRUPTED) from None
+    console.print("There are enough trials.")
 
 
 @app.command()
@@ -251,7 +297,7 @@ def try_run(
 ) -> None:
     """Show a local web page: the base and the winner side by side, same seed, at any weight and prompt.
 
-    It is served to this machine alone, until Ctrl-C.
+    It is served to this machine alone, to whoever has the address that is printed, until Ctrl-C.
     """
     from bench.easel import easel_of, easel_with
     from reports.live import refuse_missing, serve
@@ -453,14 +499,21 @@ def push_data(
 
 
 def main() -> None:
-    """Run the command; an expected error is one line on stderr and exit code 2."""
+    """Run the command; an expected error is one line on stderr and exit code 2, any other a traceback and 1.
+
+    No secret is in either.
+    """
+    mask_logs()
     # Threads that wait without spinning: on a busy machine spinning ones are many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except (BenchError, OSError) as error:
-        print(f"bench: {error}", file=sys.stderr)
+        print(masked(f"bench: {error}"), file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception:
+        print(masked(traceback.format_exc()), end="", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _report(run: "Run", console: "Console") -> None:
@@ -573,6 +626,18 @@ def _exported(name: str) -> Path:
             f"{export_folder(run.path)}: nothing to upload; `bench export {run.metadata.name}` writes it"
         )
     return export_folder(run.path)
+
+
+def _place(storage: str | None, artifacts: str | None) -> "Place | None":
+    from bench.shared import Place
+
+    if storage is None:
+        if artifacts:
+            raise UsageError("--artifacts: only with --storage")
+        return None
+    if artifacts is None:
+        raise UsageError("--artifacts: say where trained adapters go: a folder that all see, or s3://bucket")
+    return Place(url=storage, artifacts=artifacts)
 
 
 def _console(stderr: bool = False) -> "Console":

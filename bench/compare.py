@@ -27,6 +27,7 @@ from bench.run import (
     read_adapter_record,
     read_evaluation,
 )
+from bench.scoring.concepts import ConceptScores
 from bench.scoring.distance import kernel_difference, kernel_difference_leave_outs
 from bench.scoring.measure import UNRELATED, gain_between
 from bench.scoring.metrics import METRICS, Metric, Score, judged
@@ -93,6 +94,11 @@ class Side:
         if not self.trained or score is None:
             return None
         return preserved(score, self.seed_spread.get(CHANGE, math.nan), len(self.evaluations))
+
+    @property
+    def concepts(self) -> ConceptScores:
+        """Scores of each concept of the test prompts, where there are several: means over trainings."""
+        return self.run.by_concept("test", self.evaluations, over_base=self.trained)
 
     def per_prompt(self, metric: str) -> Values:
         """One value a prompt, averaged over trainings; of `clip_change` one an unrelated probe."""

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 
+from bench.errors import UsageError
 from bench.variants import Variants, all_variants
 from bench.yaml import Number, Spec
 
@@ -27,12 +29,14 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "all": ATTENTION + FEED_FORWARD + CONVOLUTIONS,
 }
 assert set(PRESETS) == set(get_args(Preset))
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""Of a text encoder, what diffusers' scripts adapt."""
 MAX_RANK, MAX_BATCH = 1024, 1024
 MAX_CROPS, MAX_TAGS = 64, 1000
 NUM_CLASS_IMAGES, MAX_CLASS_IMAGES = 64, 10_000
 NO_CLASS = "needs class_prompt, as in: a dog; or a trigger, without which captions tell the class"
-FOUND = {"learning_rate": 1, "lora_plus": 1}
-"""What Prodigy leaves no choice of."""
+FOUND = {"learning_rate": 1, "lora_plus": 1, "text_encoder_learning_rate": 0}
+"""What Prodigy leaves no choice of: it finds one rate for all weights."""
 GUIDE_NAMES = {
     "rank": "lora_rank",
     "alpha": "lora_alpha",
@@ -66,8 +70,13 @@ class TrialConfig(Spec):
     target_modules: Preset | tuple[str, ...] = Field("attention", validation_alias=_names("target_modules"))
     """A preset, or endings of module names as PEFT takes them."""
     batch_size: int = Field(4, ge=1, le=MAX_BATCH, validation_alias=_names("batch_size"))
-    optimizer: Literal["adamw", "prodigy"] = "adamw"
-    """Prodigy finds the rate itself: `learning_rate` is 1. Mishchenko & Defazio 2023 (arXiv 2306.06101)."""
+    optimizer: Literal["adamw", "prodigy", "adamw8bit"] = "adamw"
+    """Prodigy finds the rate itself: `learning_rate` is 1, and the text encoders stay frozen.
+    Mishchenko & Defazio 2023 (arXiv 2306.06101). adamw8bit keeps moments in 8 bits and needs `bench[8bit]`.
+    Dettmers et al. 2022 (arXiv 2110.02861)."""
+    text_encoder_learning_rate: Number = Field(0.0, ge=0, le=1)
+    """Of the adapters that the attention of the text encoders gets too, of the same rank and alpha; 0: none,
+    the text encoders stay frozen."""
     weight_decay: Number = Field(0.01, ge=0)
     max_grad_norm: Number = Field(1.0, gt=0)
     warmup_steps: int = Field(0, ge=0)
@@ -84,6 +93,9 @@ class TrialConfig(Spec):
     """Decay of the average of all weights so far, which is what is scored and kept; 0: the last weights."""
     rslora: bool = False
     """Scale adapters by alpha / √rank instead of alpha / rank: Kalajdzievski 2023 (arXiv 2312.03732)."""
+    dora: bool = False
+    """Train the magnitude of each output's weights apart from their direction: Liu et al. 2024 (arXiv
+    2402.09353)."""
     min_snr_gamma: Number = Field(0.0, ge=0)
     """Most that the signal-to-noise ratio of a timestep counts; 0: the loss is not weighted.
     Hang et al. 2023 (arXiv 2303.09556)."""
@@ -124,8 +136,13 @@ class TrialConfig(Spec):
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
+    @property
+    def trains_text(self) -> bool:
+        """Whether the text encoders get adapters too."""
+        return self.text_encoder_learning_rate > 0
+
     def rank_of(self, module: str) -> int:
-        """Of a module by its name in the UNet."""
+        """Of a module by its name in the UNet, or of a text encoder's by its name in a file."""
         of_block = {"down": self.rank_down, "mid": self.rank_mid, "up": self.rank_up}
         return of_block.get(module.partition("_")[0]) or self.rank
 
@@ -148,6 +165,12 @@ class TrialConfig(Spec):
         """Endings of the names of the modules that get an adapter."""
         modules = self.target_modules
         return PRESETS[modules] if isinstance(modules, str) else modules
+
+
+def refuse_missing_8bit() -> None:
+    """Raises UsageError where `adamw8bit` cannot train."""
+    if find_spec("bitsandbytes") is None:
+        raise UsageError("optimizer adamw8bit needs bitsandbytes; install it with: pip install 'bench[8bit]'")
 
 
 def _word(value: object) -> object:

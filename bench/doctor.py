@@ -28,6 +28,7 @@ from bench.repair import DAMAGED, Damage
 from bench.room import existing, free_bytes, size_text
 from bench.run import Run
 from bench.scoring.embed import fingerprint_of, scorer_fingerprint
+from bench.shared import RECORD
 from bench.sources import find_source
 
 if TYPE_CHECKING:
@@ -255,8 +256,10 @@ def _run(path: Path) -> Iterator[Check]:
 
 def _study(run: Run, trouble: str | None) -> Check:
     if trouble is None:
-        there = (run.path / "study.db").exists()
-        return Check(name="study.db", level="ok", found="whole" if there else "none in this folder")
+        found = "whole" if (run.path / repair.STUDY).exists() else "none in this folder"
+        if (run.path / RECORD).exists():
+            found = "shared with other machines: its database is not looked at"
+        return Check(name="study.db", level="ok", found=found)
 
     def again() -> str:
         repair.rebuild(run, ())

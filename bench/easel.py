@@ -59,8 +59,7 @@ class Easel:
 
     def _drawing(self, prompt: str, seed: int) -> Image:
         base = self.base
-        readers = base.attached.readers if base.attached else {}
-        own = {slot: reader([prompt]) for slot, reader in readers.items()}
+        own = base.own_readings([prompt])
         asked = (base.encode_prompts([prompt]), base.encode_empty(), [seed], self.sampler)
         image: Image = generate(base, *asked, own=own)[0, 0]
         return image

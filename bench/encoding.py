@@ -91,7 +91,8 @@ def _encoded(base: BaseModel, examples: Sequence[Example], size: Size) -> tuple[
     tensors = cached(inputs, compute, base.device)
     text = TextEmbedding(tensors["hidden"], tensors["pooled"])
     empty = TextEmbedding(tensors["empty_hidden"], tensors["empty_pooled"])
-    return Bucket(mean=tensors["mean"], std=tensors["std"], text=text), empty
+    bucket = Bucket(mean=tensors["mean"], std=tensors["std"], text=text, captions=tuple(captions))
+    return bucket, empty
 
 
 def _varied(
@@ -100,15 +101,16 @@ def _varied(
     """`plain` with all other views and wordings; each view is kept by itself, so that more of them cost no
     more than what is new."""
     views = [_view(base, examples, size, *view) for view in variants.views[1:]]
-    text = plain.text
+    text, captions = plain.text, plain.captions
     if variants.keep_tags:
         by_caption = [variants.wordings(example.caption)[1:] for example in examples]
         others = [caption for wording in zip(*by_caption, strict=True) for caption in wording]
-        text = concatenate([text, _wordings(base, others)])
+        text, captions = concatenate([text, _wordings(base, others)]), (*captions, *others)
     return Bucket(
         mean=torch.cat([plain.mean, *(mean for mean, _ in views)]),
         std=torch.cat([plain.std, *(std for _, std in views)]),
         text=text,
+        captions=captions,
         variants=variants,
     )
 

@@ -11,6 +11,8 @@ BenchError              shown as one line, exit code 2
 
 from pathlib import Path
 
+from bench.secrets import masked
+
 
 class BenchError(Exception):
     """Base of all errors above."""
@@ -45,5 +47,5 @@ class StudyError(BenchError):
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, without line breaks."""
-    return " ".join(str(error).split())
+    """What an error says, without line breaks and without secrets."""
+    return masked(" ".join(str(error).split()))

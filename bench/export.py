@@ -40,6 +40,13 @@ from bench.sources import find_source
 
 Layout = Literal["diffusers", "kohya"]
 Tensors = dict[str, torch.Tensor]
+OPTIMIZERS = {
+    "adamw": "torch.optim.adamw.AdamW(weight_decay={decay:g})",
+    "adamw8bit": "bitsandbytes.optim.adamw.AdamW8bit(weight_decay={decay:g})",
+    "prodigy": "prodigyopt.prodigy.Prodigy(weight_decay={decay:g},decouple=True,use_bias_correction=True,"
+    "safeguard_warmup=True)",
+}
+"""As sd-scripts writes them: the class, and what it is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,9 +56,15 @@ class Kind:
     version: str
     architecture: str
     is_v2: bool = False
+    num_blocks: tuple[int, int, int] = (12, 1, 12)
+    """Down, in the middle and up, as sd-scripts counts them in `block_dims`."""
 
 
-SDXL = Kind(version="sdxl_base_v1-0", architecture="stable-diffusion-xl-v1-base/lora")
+SDXL = Kind(
+    version="sdxl_base_v1-0",
+    architecture="stable-diffusion-xl-v1-base/lora",
+    num_blocks=(10, 3, 10),  # with what is before the first and after the last
+)
 SD_1 = Kind(version="sd_v1", architecture="stable-diffusion-v1/lora")
 SD_1_V = Kind(version="sd_v1_v", architecture="stable-diffusion-v1/lora")
 SD_2 = Kind(version="sd_v2", architecture="stable-diffusion-v2-512/lora", is_v2=True)
@@ -160,7 +173,10 @@ def find_target(run: Run) -> Target:
 
 
 def to_kohya(tensors: Tensors, config: TrialConfig, target: Target) -> Tensors:
-    """Of diffusers' keys, as kohya's sd-scripts writes them; alpha is such that the scale stays."""
+    """Of diffusers' keys, as kohya's sd-scripts writes them; alpha is such that the scale stays.
+
+    DoRA's magnitudes, which sd-scripts does not train, are as LyCORIS writes them: (out, 1, …).
+    """
     keys = {key: parse_key(key) for key in tensors}
     strange = [key for key, parsed in keys.items() if parsed is None or parsed.tensor == "alpha"]
     if strange:
@@ -175,6 +191,10 @@ def to_kohya(tensors: Tensors, config: TrialConfig, target: Target) -> Tensors:
     for key, parsed in keys.items():
         assert parsed is not None
         name = names[parsed.part][parsed.module]
+        if parsed.tensor == "magnitude":
+            others = (1,) * max(1, tensors[key].ndim - 1)
+            renamed[f"{name}.dora_scale"] = tensors[key].reshape(-1, *others)
+            continue
         renamed[f"{name}.lora_{parsed.tensor}.weight"] = tensors[key].contiguous()
         if parsed.tensor == "down":
             renamed[f"{name}.alpha"] = torch.tensor(config.scale * len(tensors[key]))
@@ -184,30 +204,24 @@ def to_kohya(tensors: Tensors, config: TrialConfig, target: Target) -> Tensors:
 def kohya_metadata(exported: Exported, tensors: Tensors, kind: Kind) -> dict[str, str]:
     """What user interfaces show of a file; keys as sd-scripts writes them, and of its model specification."""
     config, run = exported.config, exported.run
-    warmed = config.lr_scheduler == "constant" and config.warmup_steps
-    schedule = "constant_with_warmup" if warmed else config.lr_scheduler
     side = run.space.resolution
     said: dict[str, object] = {
         "ss_output_name": run.metadata.name,
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "lycoris.kohya" if config.dora else "networks.lora",
         "ss_network_dim": config.rank,
         "ss_network_alpha": config.scale * config.rank,
         "ss_network_dropout": config.dropout,
         "ss_base_model_version": kind.version,
         "ss_sd_model_name": shared_name(run.metadata.base),
         "ss_v2": kind.is_v2,
-        "ss_learning_rate": config.learning_rate,
-        "ss_unet_lr": config.learning_rate,
-        "ss_lr_scheduler": schedule,
-        "ss_lr_warmup_steps": config.warmup_steps,
-        "ss_optimizer": f"torch.optim.adamw.AdamW(weight_decay={config.weight_decay:g})",
-        "ss_max_grad_norm": config.max_grad_norm,
         "ss_num_epochs": config.epochs,
         "ss_epoch": config.epochs,
         "ss_num_train_images": run.metadata.num_images["train"],
+        "ss_num_reg_images": 0,
+        "ss_batch_size_per_device": config.batch_size,
         "ss_total_batch_size": config.batch_size,
-        "ss_caption_dropout_rate": config.caption_dropout,
         "ss_enable_bucket": run.space.buckets,
+        "ss_cache_latents": True,
         "ss_mixed_precision": "bf16" if run.space.dtype == "bfloat16" else "no",
         "ss_seed": config.seed,
         "ss_training_comment": comment(exported),
@@ -216,14 +230,61 @@ def kohya_metadata(exported: Exported, tensors: Tensors, kind: Kind) -> dict[str
         "modelspec.architecture": kind.architecture,
         "modelspec.title": run.metadata.name,
     }
+    said |= _of_optimizer(config) | _of_samples(config)
+    if config.prior_weight:
+        said |= {"ss_num_reg_images": run.space.class_images, "ss_prior_loss_weight": config.prior_weight}
     if side:
         said |= {"ss_resolution": f"({side}, {side})", "modelspec.resolution": f"{side}x{side}"}
     if run.space.trigger:
         said["modelspec.trigger_phrase"] = run.space.trigger
-    if any(tensor.ndim == 4 and tensor.shape[-1] > 1 for tensor in tensors.values()):
-        arguments = {"conv_dim": config.rank, "conv_alpha": config.scale * config.rank}
+    has_conv = any(tensor.ndim == 4 and tensor.shape[-1] > 1 for tensor in tensors.values())
+    if arguments := _network_args(config, kind, has_conv):
         said["ss_network_args"] = json.dumps(arguments)
     return {key: str(value) for key, value in said.items()}
+
+
+def _of_optimizer(config: TrialConfig) -> dict[str, object]:
+    warmed = config.lr_scheduler == "constant" and config.warmup_steps
+    return {
+        "ss_learning_rate": config.learning_rate,
+        "ss_unet_lr": config.learning_rate,
+        "ss_text_encoder_lr": config.text_encoder_learning_rate,
+        "ss_lr_scheduler": "constant_with_warmup" if warmed else config.lr_scheduler,
+        "ss_lr_warmup_steps": config.warmup_steps,
+        "ss_optimizer": OPTIMIZERS[config.optimizer].format(decay=config.weight_decay),
+        "ss_max_grad_norm": config.max_grad_norm,
+    }
+
+
+def _of_samples(config: TrialConfig) -> dict[str, object]:
+    """How they are drawn and weighed; what is off is None there where sd-scripts says so."""
+    return {
+        "ss_flip_aug": config.flip,
+        "ss_random_crop": config.crops > 1,
+        "ss_shuffle_caption": config.shuffle_caption,
+        "ss_keep_tokens": config.keep_tags,
+        "ss_caption_dropout_rate": config.caption_dropout,
+        "ss_noise_offset": config.noise_offset or None,
+        "ss_min_snr_gamma": config.min_snr_gamma or None,
+    }
+
+
+def _network_args(config: TrialConfig, kind: Kind, has_conv: bool) -> dict[str, str]:
+    """What sd-scripts would be given to make this adapter; its values are text. rsLoRA is in the alpha."""
+    ranks = {part: config.rank_of(f"{part}_blocks") for part in ("down", "mid", "up")}
+    said = {} if config.lora_plus == 1 else {"loraplus_lr_ratio": f"{config.lora_plus:g}"}
+    if config.dora:  # which LyCORIS trains, sd-scripts' own networks do not
+        said |= {"algo": "locon", "dora_wd": "True", "wd_on_output": "True"}
+    parts = ("", "conv_") if has_conv else ("",)
+    if set(ranks.values()) == {config.rank}:
+        alpha = f"{config.scale * config.rank:g}"
+        return said | ({"conv_dim": str(config.rank), "conv_alpha": alpha} if has_conv else {})
+    dims = [rank for rank, number in zip(ranks.values(), kind.num_blocks, strict=True) for _ in range(number)]
+    dim_text = ",".join(map(str, dims))
+    alpha_text = ",".join(f"{config.scale * dim:g}" for dim in dims)
+    for part in parts:
+        said |= {f"{part}block_dims": dim_text, f"{part}block_alphas": alpha_text}
+    return said
 
 
 def comment(exported: Exported) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from bench.config import TrainingConfig, TrialConfig
 from bench.errors import MissingError, UsageError
 from bench.run import (
+    NAME,
     Candidate,
     Run,
     Split,
@@ -53,8 +54,11 @@ class Exported:
 
     @property
     def kohya_file(self) -> str:
-        """Name of the file in kohya's layout."""
-        return f"{self.run.metadata.name}.safetensors"
+        """Name of the file in kohya's layout. Raises UsageError if the run's name could lead elsewhere."""
+        name = self.run.metadata.name
+        if not NAME.fullmatch(name):
+            raise UsageError(f"{self.run.path / 'run.json'}: name {name!r}: not the name of a run")
+        return f"{name}.safetensors"
 
     @property
     def training_config(self) -> TrainingConfig:

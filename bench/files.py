@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UsageError
+from bench.secrets import masked
 
 
 @contextmanager
@@ -48,15 +49,15 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def json_text(data: dict[str, Any]) -> str:
-    """Strict JSON: NaN and infinity become null, so that any reader can load it."""
-    return json.dumps(_finite(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """Strict JSON, without secrets: NaN and infinity become null, so that any reader can load it."""
+    return masked(json.dumps(_finite(data), indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises UsageError naming the file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise UsageError(f"{path}: expected an object, got {type(data).__name__}")

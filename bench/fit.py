@@ -36,26 +36,40 @@ class Fit:
     reason: str
 
 
-def find_fit(base: BaseModel, space: SearchSpace, trainer: Trainer, num_devices: int = 1) -> Fit:
+def find_fit(
+    base: BaseModel, space: SearchSpace, trainer: Trainer, num_devices: int = 1, num_pictures: int = 0
+) -> Fit:
     """Of the heaviest configuration of a space, on each of several devices that are like the base's.
 
-    Takes two rehearsals on a GPU, nothing elsewhere.
+    Each will hold so many pictures, encoded. Takes two rehearsals on a GPU, nothing elsewhere.
     """
+    data = data_bytes(base, space, num_pictures)
     rounds = max(1, space.trials // (ROUNDS * num_devices))
     if base.device.type != "cuda":
         weights = sum(parameter.nbytes for parameter in base.unet.parameters())
-        available = psutil.virtual_memory().available // num_devices
+        available = max(0, psutil.virtual_memory().available // num_devices - data)
         return fit_processor(torch.get_num_threads(), available, weights, rounds)
     config = heaviest(base, space)
     one = _rehearsed(base, trainer, config, space, 1)
     two = _rehearsed(base, trainer, config, space, 2) if one else None
     if not one or not two:
         return Fit(slots=1, reason="two trials side by side do not fit in memory")
-    return fit_measured(one, two, _available(base.device), rounds)
+    return fit_measured(one, two, max(0, _available(base.device) - data), rounds)
+
+
+def data_bytes(base: BaseModel, space: SearchSpace, num_pictures: int) -> int:
+    """Of pictures and captions, encoded, in all the variants that any trial may draw, and of the class's."""
+    latents = 2 * 4 * math.prod(base.latent_shape)  # mean and standard deviation in float32
+    tokens, width, pooled = base.text_shape
+    text = (tokens * width + pooled) * base.dtype.itemsize
+    variants = space.variants
+    each = len(variants.views) * latents + variants.num_wordings * text
+    of_class = space.class_images if space.has_prior else 0
+    return num_pictures * each + of_class * (latents + text)
 
 
 def fit_processor(cores: int, available: int, weights: int, rounds: int) -> Fit:
-    """By rules: cores, bytes of memory that are free, bytes of the UNet, and the rounds of the search."""
+    """By rules: cores, bytes of memory beside the data, bytes of the UNet, and the rounds of the search."""
     room = max(1, math.floor((1 - HEADROOM) * available / (PER_WEIGHTS * weights)))
     limits = {
         f"{PER_CORE} on each of {cores} processor cores": PER_CORE * cores,
@@ -68,7 +82,7 @@ def fit_measured(one: Rehearsal, two: Rehearsal, available: int, rounds: int) ->
     """From rehearsals of one and of two trials: memory and time of a step are linear in their number.
 
     What drawing takes on top does not depend on it, as it goes in batches of one size. `available` is the
-    device's memory in bytes, `rounds` the most that the search leaves.
+    device's memory in bytes beside the data, `rounds` the most that the search leaves.
     """
     drawing = max(one.drawing, two.drawing)
     fit = slots_that_fit(one.reserved + drawing, two.reserved + drawing, available)
@@ -99,13 +113,18 @@ def slots_that_pay(one: float, two: float) -> int:
 
 
 def heaviest(base: BaseModel, space: SearchSpace) -> TrialConfig:
-    """The default at the highest rank and with the most modules that a space may sample."""
+    """The default at the highest rank, with the most modules, DoRA and text encoders, as far as a space may
+    sample them."""
     point = space.parameters_of(space.default)
-    rank, modules = space.parameters.rank, space.parameters.target_modules
+    if "text_encoder_learning_rate" in point:
+        point["text_encoder_learning_rate"] = space.highest("text_encoder_learning_rate")
+    rank, modules, dora = space.parameters.rank, space.parameters.target_modules, space.parameters.dora
     if isinstance(rank, IntChoices):
         point["rank"] = max(rank.choices)
     elif isinstance(rank, IntRange):
         point["rank"] = rank.high
+    if dora:
+        point["dora"] = max(dora.choices)
     configs = [space.config_of(point)]
     if isinstance(modules, ModuleChoices):
         texts = [modules_to_text(choice) for choice in modules.choices]

@@ -355,18 +355,21 @@ def add(x: torch.Tensor, update: torch.Tensor, bias: torch.Tensor) -> torch.Tens
 
 @triton.jit
 def _adamw(
-    weights, mean, square, gradient, num_A, factors, norms, numbers, width, beta1, beta2, epsilon,
-    block: tl.constexpr,
+    weights, mean, square, gradient, unet_before, begin_B, unet_B, width, factors, norms, numbers,
+    beta1, beta2, epsilon, block: tl.constexpr,
 ):  # fmt: skip
     row, place = tl.program_id(1).to(tl.int64), tl.program_id(0) * block + tl.arange(0, block)
-    numbers += row * 6
-    limit, correction, is_A = tl.load(numbers), tl.load(numbers + 1), place < num_A
+    numbers += row * 10
+    limit, correction, is_before = tl.load(numbers), tl.load(numbers + 1), place < begin_B
+    is_text = tl.where(is_before, place >= unet_before, place >= unet_B)
     inside, offsets = place < tl.where(limit > 0, width, 0), row * width + place
-    rate = tl.where(is_A, tl.load(numbers + 2), tl.load(numbers + 4))
-    kept = tl.where(is_A, tl.load(numbers + 3), tl.load(numbers + 5))
+    rate = tl.where(is_before, tl.load(numbers + 2), tl.load(numbers + 6))
+    kept = tl.where(is_before, tl.load(numbers + 3), tl.load(numbers + 7))
+    rate = tl.where(is_text, tl.where(is_before, tl.load(numbers + 4), tl.load(numbers + 8)), rate)
+    kept = tl.where(is_text, tl.where(is_before, tl.load(numbers + 5), tl.load(numbers + 9)), kept)
     clip = tl.minimum(limit / (tl.load(norms + row) + 1e-6), 1.0)
     g = tl.load(gradient + offsets, inside, 0).to(tl.float32) * clip
-    g *= tl.where(is_A, 1.0, tl.load(factors + row))
+    g *= tl.where(is_before, 1.0, tl.load(factors + row))
     m = tl.load(mean + offsets, inside, 0)
     m += (g - m) * (1 - beta1)
     v = tl.load(square + offsets, inside, 0) * beta2 + g * g * (1 - beta2)
@@ -381,21 +384,22 @@ def adamw(
     mean: torch.Tensor,
     square: torch.Tensor,
     gradient: torch.Tensor,
-    num_A: int,
+    ends: tuple[int, int, int, int],
     factors: torch.Tensor,
     norms: torch.Tensor,
     numbers: torch.Tensor,
     betas: tuple[float, float],
     epsilon: float,
 ) -> None:
-    """One update of rows (K, P), in place; `numbers` (K, 6) as in `trainers.optimizer`.
+    """One update of rows (K, P), in place; `ends` of their parts and `numbers` (K, 10) as in
+    `trainers.optimizer`.
 
-    The gradient (K, P), of any kind of float, is that of the first `num_A` weights of a row and of `factors`
-    (K, 1) times the others; `norms` (K) are of the whole, with its factors.
+    The gradient (K, P), of any kind of float, is that of a row's weights before B and of `factors` (K, 1)
+    times the others; `norms` (K) are of the whole, with its factors.
     """
     rows, width = weights.shape
     grid = (_blocks(width, BLOCK), rows)  # only its first side may be longer than 65,535
-    given = gradient, num_A, factors, norms, numbers, width
+    given = gradient, *ends, factors, norms, numbers
     _adamw[grid](weights, mean, square, *given, *betas, epsilon, block=BLOCK)
 
 

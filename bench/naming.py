@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 Part = Literal["unet", "text_encoder", "text_encoder_2"]
-Tensor = Literal["down", "up", "alpha"]
+Tensor = Literal["down", "up", "alpha", "magnitude"]
 
 PEFT_PREFIX = "base_model.model."
 PREFIXES: dict[str, Part] = {
@@ -51,9 +51,13 @@ ENDINGS: dict[str, Tensor] = {
     ".lora_linear_layer.down.weight": "down",
     ".lora_linear_layer.up.weight": "up",
     ".alpha": "alpha",
+    ".lora_magnitude_vector": "magnitude",  # PEFT's DoRA
+    ".lora_magnitude_vector.weight": "magnitude",
+    ".lora_magnitude_vector.default.weight": "magnitude",
+    ".dora_scale": "magnitude",  # LyCORIS's and OneTrainer's
 }
 OTHER_KINDS = {
-    r"\.(dora_scale|magnitude|lora_magnitude_vector(\.weight)?)$": "DoRA",
+    r"\.magnitude$": "DoRA of another layout",
     r"\.hada_(w|t)\d": "LoHa",
     r"\.lokr_(w|t)\d": "LoKr",
     r"\.(oft_|boft_)": "OFT",
@@ -137,14 +141,14 @@ def kohya_names(part: Part, modules: Sequence[str], layers_per_block: int) -> di
     if part == "unet":
         return {name: "lora_unet_" + _flat(sgm) for name, sgm in sgm_names(modules, layers_per_block).items()}
     prefix = "lora_te1_" if part == "text_encoder" else "lora_te2_"
-    return {name: prefix + _flat(_clip_name(name)) for name in modules}
+    return {name: prefix + _flat(clip_name(name)) for name in modules}
 
 
 def kohya_sd_names(part: Part, modules: Sequence[str]) -> dict[str, str]:
     """The same for an SD 1.x or 2.x, whose UNet's modules keep diffusers' names."""
     if part == "unet":
         return {name: "lora_unet_" + _flat(name) for name in modules}
-    return {name: "lora_te_" + _flat(_clip_name(name)) for name in modules}
+    return {name: "lora_te_" + _flat(clip_name(name)) for name in modules}
 
 
 def sgm_names(modules: Sequence[str], layers_per_block: int) -> dict[str, str]:
@@ -180,8 +184,8 @@ def _processor(name: str) -> list[str]:
     return [f"{match[1]}.processor.{match[2]}"] if match else []
 
 
-def _clip_name(name: str) -> str:
-    """text_projection lies beside the text model."""
+def clip_name(name: str) -> str:
+    """In files, of a text encoder's module; text_projection lies beside the text model."""
     inside = name.startswith((CLIP_PREFIX, "text_projection"))
     return name if inside else CLIP_PREFIX + name
 

@@ -482,7 +482,8 @@ def describe(config: TrialConfig) -> str:
     modules = (
         config.target_modules if isinstance(config.target_modules, str) else ",".join(config.target_modules)
     )
+    text = f" (text encoders {config.text_encoder_learning_rate:.2g})" if config.trains_text else ""
     return (
-        f"rank {config.rank}, alpha {config.alpha:g}, rate {config.learning_rate:.2g}, "
+        f"rank {config.rank}, alpha {config.alpha:g}, rate {config.learning_rate:.2g}{text}, "
         f"dropout {config.dropout:g}, {config.epochs} epochs, {modules}, seed {config.seed}"
     )

@@ -22,6 +22,8 @@ OTHERS = {
     "StableDiffusionXLInpaintPipeline": "an inpainting model",
 }
 """Pipelines that are taken for bases, by their class, and what they are."""
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
+"""That an index may take classes from; the last is a part of diffusers. It imports any that is named."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,12 +101,23 @@ def open_folder(path: Path, name: str, dtype: torch.dtype) -> PipelineFolder:
     index = path / INDEX
     if not index.exists():
         raise UsageError(f"base {name}: not a diffusers folder (no {INDEX} in it)")
-    kind = read_json(index).get("_class_name")
+    named = read_json(index)
+    kind = str(named.get("_class_name"))
     if kind in OTHERS:
         raise UsageError(f"base {name}: {OTHERS[kind]}")
     if kind not in FAMILIES:
         raise UsageError(f"base {name}: a {kind}; supported are {', '.join(FAMILIES)}")
+    _refuse_code(name, named)
     return PipelineFolder(path=path, name=name, dtype=dtype, family=FAMILIES[kind])
+
+
+def _refuse_code(name: str, index: dict[str, Any]) -> None:
+    for part, named in index.items():
+        if isinstance(named, list) and named and named[0] not in LIBRARIES:
+            raise UsageError(
+                f"base {name}: {INDEX}: {part} would run code of {named[0]!r}; classes of diffusers and "
+                "transformers are allowed"
+            )
 
 
 @contextmanager

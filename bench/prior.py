@@ -60,4 +60,4 @@ def draw_class(base: BaseModel, texts: Sequence[str]) -> Bucket:
     inputs = ["class 1", base.fingerprint, str(base.dtype), base.resolution, how, list(texts)]
     tensors = cached(inputs, compute, base.device)
     text = TextEmbedding(tensors["hidden"], tensors["pooled"])
-    return Bucket(mean=tensors["mean"], std=tensors["std"], text=text)
+    return Bucket(mean=tensors["mean"], std=tensors["std"], text=text, captions=tuple(texts))

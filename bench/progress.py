@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 from bench import packs
+from bench.secrets import masked
 
 
 class Pace:
@@ -68,7 +69,7 @@ class PlainProgress:
 
     def line(self, text: str) -> None:
         elapsed = _minutes(time.monotonic() - self._started)
-        self._console.print(f"[{elapsed}] {text}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(f"[{elapsed}] {masked(text)}", markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveProgress:
@@ -109,7 +110,7 @@ class LiveProgress:
         self._best = f"best so far: {text}"
 
     def line(self, text: str) -> None:
-        self.live.console.print(Text(text))
+        self.live.console.print(Text(masked(text)))
 
     def _render(self) -> Group:
         rows = [Text(f"  {row}", style="dim", no_wrap=True, overflow="ellipsis") for row in self._rows]

@@ -66,7 +66,11 @@ def rehearse(
     if config.prior_weight:
         data = replace(data, prior=data.buckets[0][:])
     most = REPEATS[1] + 1  # the first warms up
-    trial = config.model_copy(update={"epochs": most, "learning_rate": RATE, "lr_scheduler": "constant"})
+    rates = {
+        "learning_rate": RATE,
+        "text_encoder_learning_rate": min(config.text_encoder_learning_rate, RATE),
+    }
+    trial = config.model_copy(update={"epochs": most, "lr_scheduler": "constant", **rates})
     clock = _Clock(base.device, STEPS[base.device.type])
     readings: list[float] = []
     draws: tuple[float, ...] = ()
@@ -114,7 +118,13 @@ def random_data(base: BaseModel, count: int, variants: Variants = AS_THEY_ARE) -
 
     mean = numbers(count * len(variants.views), *base.latent_shape)
     texts = text(count * variants.num_wordings)
-    images = Bucket(mean=mean, std=torch.zeros_like(mean), text=texts, variants=variants)
+    images = Bucket(
+        mean=mean,
+        std=torch.zeros_like(mean),
+        text=texts,
+        captions=("a red apple",) * len(texts),
+        variants=variants,
+    )
     return TrainingData(buckets=(images,), empty=text(1))
 
 

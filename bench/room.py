@@ -6,17 +6,16 @@ all rungs.
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bench import run as runs
 from bench.base import BaseModel, adaptable_names, target_names
 from bench.cache import cache_folder, cache_limit
-from bench.config import TrialConfig
+from bench.config import TEXT_ATTENTION, TrialConfig
 from bench.errors import UsageError
 from bench.fit import MOST, ROUNDS, heaviest
 from bench.run import THUMBNAIL, Split
@@ -34,8 +33,6 @@ RECORDS = 3 * BLOCK
 """Of an evaluation's scores; of a trial's configuration, losses and state."""
 PER_MODULE = 400
 """Bytes of an adapter file's header."""
-TOKENS = 77
-"""That text encoders read of a prompt."""
 STATES = 3
 """Copies of its weights that a training goes on from: these and two moments."""
 
@@ -190,13 +187,22 @@ def sizes_of(
 
 def adapter_size(base: BaseModel, config: TrialConfig) -> int:
     """Of the file."""
-    modules = dict(base.unet.named_modules())
     size = 0
-    for name in target_names(adaptable_names(base.unet), config):
-        weight = modules[name].weight
-        assert isinstance(weight, torch.Tensor)
-        size += 4 * config.rank_of(name) * (weight[0].numel() + len(weight)) + PER_MODULE
+    for name, weight in _adapted(base, config):
+        per_module = PER_MODULE + (4 * len(weight) if config.dora else 0)
+        size += 4 * config.rank_of(name) * (weight[0].numel() + len(weight)) + per_module
     return size
+
+
+def _adapted(base: BaseModel, config: TrialConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights that get an adapter, by the names of their modules."""
+    for name in target_names(adaptable_names(base.unet), config):
+        yield name, base.unet.get_parameter(f"{name}.weight")
+    for part in base.family.text_encoders if config.trains_text else ():
+        encoder = base.encoder(part)
+        for name in adaptable_names(encoder):
+            if name.rpartition(".")[2] in TEXT_ATTENTION:
+                yield f"{part}.{name}", encoder.get_parameter(f"{name}.weight")
 
 
 def _cached(
@@ -204,8 +210,8 @@ def _cached(
 ) -> int:
     """Latents and captions of what is trained on; the base's images, their prompts and features."""
     variants, images = space.variants, sum(num_drawn.values())
-    config: Any = base.unet.config
-    text: int = TOKENS * config.cross_attention_dim * base.dtype.itemsize
+    tokens, width, pooled = base.text_shape
+    text = (tokens * width + pooled) * base.dtype.itemsize
     latents = 2 * 4 * math.prod(base.latent_shape)
     drawn = images * (3 * base.resolution**2 + text)
     train = num_pictures["train"] * (len(variants.views) * latents + variants.num_wordings * text)

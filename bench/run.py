@@ -24,9 +24,9 @@ temporary name, flushed, then renamed. A run is read without a GPU and without a
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,6 +38,7 @@ from bench.config import TrainingConfig, TrialConfig
 from bench.errors import MissingError, UsageError
 from bench.files import read_json, reading, replacing, write_json, write_text
 from bench.floor import Floor, floor_of
+from bench.scoring.concepts import ConceptScore, ConceptScores, plain, scores_by_concept
 from bench.scoring.metrics import Score
 from bench.space import SearchSpace
 
@@ -117,6 +118,8 @@ class Evaluation:
     features: NDArray[np.float32]
     judge_features: NDArray[np.float32] | None = None
     """Features of a second network, the judge, of the same images."""
+    concepts: ConceptScores = field(default_factory=dict)
+    """Means of `per_prompt` over the prompts of each concept, where there are several."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
@@ -223,18 +226,7 @@ class Run:
         file = path / "run.json"
         if not file.exists():
             raise MissingError(f"{path}: not a run folder (no run.json in it)")
-        data = read_json(file)
-        if data.get("schema_version") != SCHEMA_VERSION:
-            raise UsageError(
-                f"{file}: schema version {data.get('schema_version')!r}, "
-                f"this version of bench reads {SCHEMA_VERSION}"
-            )
-        with reading(file):
-            prompts = {
-                split: [PromptRecord(**{**record, "seeds": tuple(record["seeds"])}) for record in records]
-                for split, records in data.pop("prompts").items()
-            }
-            return cls(path, Metadata(**{**data, "notes": tuple(data["notes"])}, prompts=prompts))
+        return cls(path, read_metadata(file))
 
     # Reading
 
@@ -262,6 +254,20 @@ class Run:
         """Those of all retrainings of a candidate at its chosen epoch, on the prompts of `split`."""
         folders = self.exam_folders(candidate, split)
         return [read_evaluation(folder) for folder in folders if has_evaluation(folder)]
+
+    def by_concept(
+        self, split: Split, evaluations: Sequence[Evaluation], *, over_base: bool = True
+    ) -> ConceptScores:
+        """Scores of each concept of the prompts of `split`, means over evaluations; gains unless `over_base`
+        is False. Empty of one concept, or of no evaluation."""
+        measured = [evaluation.per_prompt for evaluation in evaluations]
+        names = [name for name in measured[0] if all(name in each for each in measured)] if measured else ()
+        if not names:
+            return {}
+        means = {name: np.mean([each[name] for each in measured], axis=0) for name in names}
+        folder = self.base_folder(split)
+        base = read_evaluation(folder).per_prompt if over_base and has_evaluation(folder) else None
+        return scores_by_concept([prompt.concept for prompt in self.metadata.prompts[split]], means, base)
 
     def exam_folders(self, candidate: Candidate, split: Split) -> list[Path]:
         """Where these evaluations are, one a retraining, whether they are there or not."""
@@ -327,6 +333,22 @@ class Run:
     def _records(self, kind: str) -> list[TrialRecord]:
         folder = self.path / kind
         return [read_trial(path.parent) for path in sorted(folder.glob("*/trial.json"))]
+
+
+def read_metadata(file: Path) -> Metadata:
+    """Of a run.json; raises UsageError."""
+    data = read_json(file)
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise UsageError(
+            f"{file}: schema version {data.get('schema_version')!r}, "
+            f"this version of bench reads {SCHEMA_VERSION}"
+        )
+    with reading(file):
+        prompts = {
+            split: [PromptRecord(**{**record, "seeds": tuple(record["seeds"])}) for record in records]
+            for split, records in data.pop("prompts").items()
+        }
+        return Metadata(**{**data, "notes": tuple(data["notes"])}, prompts=prompts)
 
 
 # One trial's folder
@@ -469,7 +491,9 @@ def write_evaluation(folder: Path, evaluation: Evaluation, images: NDArray[np.ui
     with replacing(folder / "features.safetensors") as temporary:
         save_file(_tensors(evaluation.features, evaluation.judge_features), temporary)
     scores = {name: asdict(score) for name, score in evaluation.scores.items()}
-    write_json(folder / "scores.json", {"scores": scores, "per_prompt": evaluation.per_prompt})
+    data = {"scores": scores, "per_prompt": evaluation.per_prompt}
+    concepts = {"concepts": plain(evaluation.concepts)} if evaluation.concepts else {}
+    write_json(folder / "scores.json", data | concepts)
 
 
 def has_evaluation(folder: Path) -> bool:
@@ -490,6 +514,7 @@ def read_evaluation(folder: Path) -> Evaluation:
             per_prompt=data["per_prompt"],
             features=tensors["features"],
             judge_features=tensors.get("judge"),
+            concepts=_concepts(data.get("concepts", {})),
         )
 
 
@@ -542,6 +567,9 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _candidate(data: dict[str, Any]) -> Candidate:
+    for name in (data["label"], *data["records"]):  # of folders
+        if not NAME.fullmatch(name):
+            raise ValueError(f"no name of a trial: {name!r}")
     spreads = data["seed_spread"].items()
     return Candidate(
         label=data["label"],
@@ -558,3 +586,10 @@ def _candidate(data: dict[str, Any]) -> Candidate:
 
 def _scores(data: dict[str, Any]) -> dict[str, Score]:
     return {name: Score(**score) for name, score in data.items()}
+
+
+def _concepts(data: Mapping[str, Mapping[str, dict[str, Any]]]) -> ConceptScores:
+    return {
+        concept: {name: ConceptScore(**score) for name, score in scores.items()}
+        for concept, scores in data.items()
+    }

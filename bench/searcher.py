@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState, create_trial
 
 from bench.config import TrialConfig
+from bench.errors import MismatchError
 from bench.pruning import Standing, Standings
 from bench.scoring.metrics import METRICS
+from bench.secrets import masked
 from bench.space import SearchSpace
 
 End = Literal["complete", "pruned", "failed"]
@@ -44,9 +47,13 @@ class Searcher:
         sampling: Sampling = tpe,
         *,
         nested: bool = True,
+        owner: str | None = None,
     ) -> None:
-        """`nested`: the rungs that a trial passes join the study as finished trials of fewer epochs."""
-        self.study = study
+        """`nested`: the rungs that a trial passes join the study as finished trials of fewer epochs.
+
+        `owner`: who this is, where others ask and tell the same study.
+        """
+        self.study, self.owner = study, owner
         self._space, self._seed, self._sampling, self._nested = space, seed, sampling, nested
         self._standings = Standings(space)
         self._running: dict[str, optuna.Trial] = {}
@@ -59,14 +66,23 @@ class Searcher:
 
     def ask(self, label: str) -> TrialConfig:
         """The next configuration: the default, then the start points, then what the sampler proposes."""
+        return self._ask(label)[1]
+
+    def ask_numbered(self) -> tuple[str, TrialConfig]:
+        """The same of a trial that has its number in the study as its label."""
+        return self._ask(None)
+
+    def _ask(self, label: str | None) -> tuple[str, TrialConfig]:
         # A sampler that starts again from its first seed would repeat its first points.
         told = len(self.study.get_trials(deepcopy=False))
         digest = hashlib.sha256(f"{self._seed}/{told}".encode()).digest()
         self.study.sampler = self._sampling(int.from_bytes(digest[:4], "big"), self._space.num_slots)
         trial = self.study.ask(fixed_distributions=self._space.distributions)
+        label = label or f"{trial.number:04d}"
+        trial.set_user_attr("owner", self.owner)
         trial.set_user_attr("label", label)
         self._running[label] = trial
-        return self._config(trial.params)
+        return label, self._config(trial.params)
 
     @property
     def running(self) -> Collection[str]:
@@ -88,20 +104,40 @@ class Searcher:
         is_default = trial.params == self._space.parameters_of(self._space.default)
         return None if is_default else self._standings.stops(label, epoch)
 
-    def ended(self, label: str, end: End, epochs: int, reason: str | None = None) -> None:
-        """How a trial that was to have so many epochs ended."""
+    def ended(self, label: str, end: End, epochs: int, reason: str | None = None) -> bool:
+        """How a trial that was to have so many epochs ended; False if others have given it up before."""
         trial = self._running.pop(label)
-        if reason:
-            trial.set_user_attr("reason", reason)
-        if end == "complete":
-            self.study.tell(trial, self._values[label, epochs])
-        else:
-            self.study.tell(trial, state=TrialState.PRUNED if end == "pruned" else TrialState.FAIL)
+        try:
+            if reason:
+                trial.set_user_attr("reason", masked(reason))
+            if end == "complete":
+                self.study.tell(trial, self._values[label, epochs])
+            else:
+                self.study.tell(trial, state=TrialState.PRUNED if end == "pruned" else TrialState.FAIL)
+        except (UpdateFinishedTrialError, ValueError):
+            if self.owner is None:
+                raise
+            return False
+        return True
+
+    def running_ids(self) -> list[int]:
+        """Of the storage."""
+        return [trial._trial_id for trial in list(self._running.values())]
+
+    def trial_of(self, label: str) -> optuna.Trial:
+        """A running trial."""
+        return self._running[label]
+
+    def scored_elsewhere(self, label: str, epoch: int, scores: Mapping[str, float]) -> None:
+        """What a trial of another owner scored: for pruning."""
+        self._standings.add(label, epoch, scores)
 
     def interrupted(self) -> dict[str, TrialConfig]:
         """Trials that were running when the search was interrupted, by label; they are running again."""
         configs = {}
         for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if frozen.user_attrs.get("owner") != self.owner:
+                continue
             trial = optuna.Trial(self.study, frozen._trial_id)
             if "label" in frozen.user_attrs:
                 label = str(frozen.user_attrs["label"])
@@ -136,7 +172,17 @@ def open_study(file: Path, name: str, space: SearchSpace) -> optuna.Study:
 def new_study(
     space: SearchSpace, storage: optuna.storages.BaseStorage | None = None, name: str | None = None
 ) -> optuna.Study:
-    """A study of the space's objectives, in memory if there is no storage."""
+    """A study of the space's objectives, in memory if there is no storage.
+
+    Raises MismatchError for one of that name in the storage that has other directions.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = [METRICS[objective].direction for objective in space.objectives]
-    return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    known = [direction.name.lower() for direction in study.directions]
+    if known != directions:
+        raise MismatchError(
+            f"the study {name!r} is to {', '.join(known)}, the objectives {', '.join(space.objectives)} "
+            f"to {', '.join(directions)}; give another --name"
+        )
+    return study

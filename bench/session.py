@@ -6,11 +6,11 @@ import importlib.metadata
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from bench import yaml
 from bench.base import BaseModel, adaptable_names, find_device, load_base, target_names
 from bench.buckets import fit
 from bench.cache import cache_limit
+from bench.cluster import open_cluster
+from bench.config import refuse_missing_8bit
 from bench.confirm import EXAMINED, Confirmation
 from bench.dataset import Dataset, load_dataset
 from bench.encoding import crops_note, encode
@@ -41,11 +43,12 @@ from bench.scoring.losses import NUM_PICTURES, Denoising, HeldOutLoss, LossGap
 from bench.scoring.measure import MIN_SET
 from bench.scoring.metrics import METRICS
 from bench.series import Checkpoint, Series
+from bench.shared import Place, Shared, refuse_apart, share, shared_metadata
 from bench.sheet import Sheet, read_sheet
 from bench.space import ModuleChoices, SearchSpace, modules_to_text
 from bench.speed import Speed, measure_speed
 from bench.study import Study
-from bench.workers import Parent, Worker
+from bench.workers import Child, Parent, Process, Worker
 
 PACKAGES = (
     "torch",
@@ -87,6 +90,10 @@ class Command:
     console: Console
     isolated: bool = False
     """Train and examine in child processes, one a device, even where there is one device."""
+    executor: Literal["local", "ray"] = "local"
+    """Where the child processes are."""
+    place: Place | None = None
+    """Of a study that others work on too."""
 
     @property
     def say(self) -> Callable[[str], None]:
@@ -135,17 +142,49 @@ def run_search(command: Command) -> Run:
     Everything is checked before anything is written: raises a BenchError.
     """
     space = command.space
+    if "adamw8bit" in space.optimizers:
+        refuse_missing_8bit()
     with at_work(command, space.name, is_search=True) as (run, crew):
         confirmation = Confirmation(run=run, packs=crew)
-        study = Study(run=run, packs=crew, reserve=confirmation.units)
-        study.search(space.trials, space.budget)
-        confirmation.confirm(lambda: study.seconds)
-        study.save_seconds()
+        with _shared(run, command.place) as shared:
+            study = Study(run=run, packs=crew, reserve=confirmation.units, shared=shared)
+            study.search(space.trials, space.budget)
+            confirmation.confirm(lambda: study.seconds)
+            study.save_seconds()
+    return run
+
+
+def _shared(run: Run, place: Place | None) -> AbstractContextManager[Shared | None]:
+    if place is None:
+        refuse_apart(run)
+        return nullcontext()
+    return share(run, place, takes_over=True)
+
+
+def run_worker(command: Command, place: Place, overrides: Mapping[str, Any]) -> Run:
+    """Work on a search that was begun elsewhere, until it has enough trials; returns the run of this machine.
+
+    The command's name is the search's; `overrides` say where its data or base are here. Raises MismatchError
+    if they are not what it searches.
+    """
+    name = _checked_name(command.name or "")
+    theirs = shared_metadata(place, name)
+    space = resolve(SearchSpace.model_validate(theirs.space), overrides)
+    if theirs.slots_reason:
+        space = space.model_copy(update={"slots": "auto"})
+    command = dataclasses.replace(command, space=space, seed=theirs.seed)
+    with at_work(command, name, is_search=True) as (run, crew):
+        if changed := _changed(run.metadata, theirs):
+            raise MismatchError(f"{name}: is searched with another {', '.join(changed)}")
+        with share(run, place, takes_over=False) as shared:
+            Study(run=run, packs=crew, shared=shared).search(shared.num_wanted, space.budget)
     return run
 
 
 def run_floor(command: Command) -> Run:
     """Measure the noise floor of a space's default configuration; a search of that name builds on it."""
+    if command.space.default.optimizer == "adamw8bit":
+        refuse_missing_8bit()
     with at_work(command, command.space.name) as (run, crew):
         Confirmation(run=run, packs=crew).floor()
     return run
@@ -252,6 +291,7 @@ def _check_fit(base: BaseModel, engine: Engine, files: Iterable[Path]) -> None:
 
 def packs_of(session: Session, engine: Engine, progress: Progress) -> Packs:
     space, base, train = session.run.space, session.base, session.dataset.train
+    base.keeps_text_encoders = space.trains_text
     data = encode(base, train, mixed=space.buckets, variants=space.variants, balance=space.balance)
     if space.has_prior:
         data = with_prior(base, data, train, space.class_prompt, space.trigger, space.class_images)
@@ -280,15 +320,22 @@ def at_work(
     None of them outlives it. Raises UsageError for one of the `adapters` that does not fit.
     """
     opening = _opening(command, name, is_search)
-    if opening.num_devices == 1 and not command.isolated:
+    if opening.num_devices == 1 and not command.isolated and command.executor == "local":
         with _opened(opening, command) as session, show_progress(command.console) as progress:
             yield session.run, _prepared(session, command.engine, progress, splits, adapters)
         return
     with ExitStack() as stack:
         stack.enter_context(shared_threads(find_device(), opening.num_devices))
+        children: Sequence[Child] = [Process(number) for number in range(opening.num_devices)]
+        if command.executor == "ray":
+            cluster = stack.enter_context(open_cluster(command.space.devices))
+            children, path = cluster.children, opening.path.resolve()
+            opening = dataclasses.replace(
+                opening, path=path, device=cluster.described, num_devices=len(children)
+            )
         load = partial(_open_in_worker, opening, command.engine, splits, adapters)
         fleet = Fleet(
-            [Worker(number=number, load=load) for number in range(opening.num_devices)],
+            [Worker(number=number, child=child, load=load) for number, child in enumerate(children)],
             stack.enter_context(show_progress(command.console)),
             join=lambda metadata: partial(join, opening.path, metadata, command.engine),
             say=command.say,
@@ -446,7 +493,7 @@ class _Opening:
         lock()
         run = _open(self.path, metadata, self.is_search) or _create(self.path, metadata, loaded)
         if run.space.slots == "auto":
-            run = self._with_slots(run, loaded.base, say, write=self.is_search or run.metadata == metadata)
+            run = self._with_slots(run, loaded, say, write=self.is_search or run.metadata == metadata)
         data = f"data {loaded.dataset.name}: {len(loaded.dataset.train)} images to train on"
         say(f"Run: {self.path}  (base {loaded.base.name}, {data})")
         return loaded.session(run)
@@ -461,10 +508,11 @@ class _Opening:
         asked = (num_pictures, num_drawn, self.num_devices, self.path)
         return check_room(self.space, sizes_of(self.space, loaded.base, *asked), self.path)
 
-    def _with_slots(self, run: Run, base: BaseModel, say: Callable[[str], None], *, write: bool) -> Run:
+    def _with_slots(self, run: Run, loaded: _Loaded, say: Callable[[str], None], *, write: bool) -> Run:
         """The run with as many slots as fit on this machine; run.json says so if it is this command's own."""
         say("Finding out how many trials fit side by side.")
-        found = find_fit(base, run.space, self.trainer, self.num_devices)
+        num_pictures = len(loaded.dataset.train)
+        found = find_fit(loaded.base, run.space, self.trainer, self.num_devices, num_pictures)
         say(f"Side by side: {found.slots}: {found.reason}.")
         space = {**run.metadata.space, "slots": found.slots}
         metadata = dataclasses.replace(run.metadata, space=space, slots_reason=found.reason)
@@ -591,19 +639,21 @@ def _create(path: Path, metadata: Metadata, loaded: _Loaded) -> Run:
 
 def _check_same(run: Run, metadata: Metadata) -> None:
     """To go on, a search must be the one that was begun; only how long it lasts may change."""
-    mine, theirs = metadata.space, run.space.model_dump(mode="json")  # with keys that came later
-    # The last four are known by their fingerprints.
-    free = {"trials", "budget", "slots", "devices", "name", "floor", "weights"}
-    free |= {"base", "data", "scorer", "judge"}
-    changed = [f"space.{key}" for key in mine if key not in free and mine[key] != theirs.get(key)]
-    fingerprints = [f"{name}_fingerprint" for name in ("base", "data", "scorer", "judge", "prompts")]
-    changed += [
-        name for name in ("seed", *fingerprints) if getattr(metadata, name) != getattr(run.metadata, name)
-    ]
-    if changed:
+    if changed := _changed(metadata, run.metadata):
         raise MismatchError(
             f"{run.path}: was begun with another {', '.join(changed)}; give another --name for a new run"
         )
+
+
+def _changed(mine: Metadata, known: Metadata) -> list[str]:
+    """What of two runs that should be one search is not the same."""
+    theirs = SearchSpace.model_validate(known.space).model_dump(mode="json")  # with keys that came later
+    # The last four are known by their fingerprints.
+    free = {"trials", "budget", "slots", "devices", "name", "floor", "weights"}
+    free |= {"base", "data", "scorer", "judge"}
+    changed = [f"space.{key}" for key in mine.space if key not in free and mine.space[key] != theirs.get(key)]
+    fingerprints = [f"{name}_fingerprint" for name in ("base", "data", "scorer", "judge", "prompts")]
+    return changed + [name for name in ("seed", *fingerprints) if getattr(mine, name) != getattr(known, name)]
 
 
 def _metadata(name: str, space: SearchSpace, seed: int, loaded: _Loaded, device: str) -> Metadata:

@@ -131,6 +131,7 @@ class Parameters(Spec):
     epochs: IntChoices | None = None
     target_modules: ModuleChoices | None = None
     optimizer: WordChoices | None = None
+    text_encoder_learning_rate: Numbers | None = None
     weight_decay: Numbers | None = None
     max_grad_norm: Numbers | None = None
     warmup_steps: Integers | None = None
@@ -141,6 +142,7 @@ class Parameters(Spec):
     rank_up: Integers | None = None
     ema: Numbers | None = None
     rslora: Flags | None = None
+    dora: Flags | None = None
     min_snr_gamma: Numbers | None = None
     noise_offset: Numbers | None = None
     caption_dropout: Numbers | None = None
@@ -373,7 +375,15 @@ class SearchSpace(Spec):
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna distributions by parameter name."""
         searched = {name: getattr(self.parameters, name) for name in Parameters.model_fields}
+        if not self._may_shuffle:
+            del searched["keep_tags"]
         return {name: _distribution(spec) for name, spec in searched.items() if spec is not None}
+
+    @property
+    def _may_shuffle(self) -> bool:
+        """Otherwise `keep_tags` decides nothing."""
+        shuffle = self.parameters.shuffle_caption
+        return any(shuffle.choices) if shuffle else self.default.shuffle_caption
 
     @property
     def starts(self) -> list[TrialConfig]:
@@ -395,13 +405,29 @@ class SearchSpace(Spec):
     @property
     def has_prior(self) -> bool:
         """Whether any trial may train on images of the class."""
-        match self.parameters.prior_weight:
+        return self.highest("prior_weight") > 0
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether any trial may train the text encoders."""
+        return self.highest("text_encoder_learning_rate") > 0
+
+    def highest(self, name: str) -> float:
+        """Of a number, in any trial."""
+        match getattr(self.parameters, name):
             case Range(high=most):
-                return most > 0
+                return most
             case Choices(choices=listed):
-                return max(listed) > 0
+                return max(listed)
             case _:
-                return self.default.prior_weight > 0
+                value: float = getattr(self.default, name)
+                return value
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """That any trial may have."""
+        searched = self.parameters.optimizer
+        return searched.choices if searched else (self.default.optimizer,)
 
     @property
     def variants(self) -> Variants:
@@ -422,13 +448,18 @@ class SearchSpace(Spec):
             data["alpha"] = params["alpha"] * data["rank"]
         if data["optimizer"] == "prodigy":
             data |= FOUND
+        if not data["shuffle_caption"]:
+            data["keep_tags"] = self.default.keep_tags
         return yaml.validate(data, TrialConfig, "trial")
 
     def parameters_of(self, config: TrialConfig) -> dict[str, Any]:
         """The point of the space that gives `config`: the inverse of `config_of`."""
         distributions = self.distributions
         point = {name: getattr(config, name) for name in distributions}
-        for name in FOUND.keys() & point.keys() if config.optimizer == "prodigy" else ():
+        idle = set(FOUND) if config.optimizer == "prodigy" else set()
+        if not config.shuffle_caption:
+            idle.add("keep_tags")
+        for name in idle & point.keys():
             point[name] = _any_of(distributions[name])
         if "alpha" in point and isinstance(self.parameters.alpha, AlphaRatio):
             ratio = config.alpha / config.rank

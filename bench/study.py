@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count
 
@@ -13,6 +14,10 @@ from bench.packs import Crew, Job
 from bench.run import Evaluation, Run, TrialRecord
 from bench.scoring.metrics import METRICS
 from bench.searcher import Searcher, open_study
+from bench.shared import Shared
+
+LOOK = 2.0
+"""Seconds between two looks at what others have done."""
 
 
 @dataclass(kw_only=True)
@@ -23,12 +28,18 @@ class Study:
     packs: Crew
     reserve: float = 0.0
     """Work to come after the search, in the units of `packs`: a budget must suffice for it too."""
+    shared: Shared | None = None
+    """If others work on the same study."""
     _best: float = field(default=-math.inf, init=False)
 
     def __post_init__(self) -> None:
         self.space = self.run.space
-        self.optuna = open_study(self.run.path / "study.db", self.run.metadata.name, self.space)
-        self._searcher = Searcher(self.optuna, self.space, self.run.metadata.seed)
+        if self.shared:
+            self.optuna = self.shared.study
+        else:
+            self.optuna = open_study(self.run.path / "study.db", self.run.metadata.name, self.space)
+        owner = self.shared.owner if self.shared else None
+        self._searcher = Searcher(self.optuna, self.space, self.run.metadata.seed, owner=owner)
         self._before: float = self.optuna.user_attrs.get("seconds", 0.0)
         self._started = time.monotonic()
         self.packs.listen(self._ended, self._scored, self._stops)
@@ -44,9 +55,12 @@ class Study:
         As many as there are slots are trained, however small the budget: there must be something to confirm.
         """
         again = self._reconcile()
-        most = len(again) + max(0, num_trials - len(self._labels))
+        most = len(again) + max(0, num_trials - self._num_asked)
         jobs = chain(again, self._jobs(num_trials, budget))
-        self.packs.train(jobs, "dev", self.space.rungs, most)
+        with self._alive():
+            self.packs.train(jobs, "dev", self.space.rungs, most)
+            while self._waits_for_others(num_trials, budget):
+                self.packs.train(self._jobs(num_trials, budget), "dev", self.space.rungs, 1)
         self.save_seconds()
 
     def save_seconds(self) -> None:
@@ -54,12 +68,23 @@ class Study:
 
     def _jobs(self, num_trials: int, budget: float | None) -> Iterator[Job]:
         """Asked for one by one, each when a slot is free for it: the sampler knows all scores before."""
-        while (left := num_trials - len(self._labels)) > 0 and not self._spent(budget):
+        while (left := num_trials - self._num_asked) > 0 and not self._spent(budget):
             running = len(self._searcher.running)
             to_come = (left + running / 2) * self._typical + self.reserve
             self.packs.progress.total(self.packs.done + to_come)
-            number = next(n for n in count() if self._is_free(n))
-            yield self._job(f"{number:04d}", self._searcher.ask(f"{number:04d}"))
+            yield self._job(*self._ask())
+
+    def _ask(self) -> tuple[str, TrialConfig]:
+        """In a study of its own the next free number, in a shared one that which the study gives."""
+        if self.shared:
+            self.shared.refresh(self._searcher)
+            return self._searcher.ask_numbered()
+        label = next(f"{number:04d}" for number in count() if self._is_free(number))
+        return label, self._searcher.ask(label)
+
+    @property
+    def _num_asked(self) -> int:
+        return self.shared.num_asked if self.shared else len(self._labels)
 
     def _job(self, label: str, config: TrialConfig) -> Job:
         is_default = self.space.parameters_of(config) == self.space.parameters_of(self.space.default)
@@ -110,6 +135,32 @@ class Study:
             if record.state == "complete":
                 self._best = max(self._best, self._goodness(evaluation))
 
+    # With others
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Others see that this process is at work."""
+        if not self.shared:
+            yield
+            return
+        with self.shared.pulse(self._searcher.running_ids, self.packs.progress.line):
+            yield
+
+    def _waits_for_others(self, num_trials: int, budget: float | None) -> bool:
+        """Until all have ended elsewhere; True as soon as there is something to be done here."""
+        while self.shared:
+            self.shared.refresh(self._searcher)
+            for label in self.shared.collect():
+                self.packs.progress.line(f"{label}: taken over from another machine")
+                self._remember(runs.read_trial(self.run.path / "trials" / label))
+            if num_trials > self._num_asked and not self._spent(budget):
+                return True
+            if not (running := self.shared.num_running):
+                return False
+            self.packs.progress.status(f"waiting for {running} trials at others")
+            time.sleep(LOOK)
+        return False
+
     # What the packs report
 
     def _ended(self, job: Job) -> None:
@@ -119,7 +170,12 @@ class Study:
 
     def _tell(self, record: TrialRecord) -> None:
         assert record.state != "running"
-        self._searcher.ended(record.label, record.state, record.config.epochs, record.reason)
+        if self.shared:
+            self.shared.upload(self._searcher.trial_of(record.label), record.path)
+        if not self._searcher.ended(record.label, record.state, record.config.epochs, record.reason):
+            reason = "was given up by others, who saw no sign of life; what it scored is discarded"
+            runs.end_trial(record.path, "failed", record.seconds or 0.0, reason)
+            self.packs.progress.line(f"{record.label} {reason}")
 
     def _stops(self, job: Job, epoch: int) -> str | None:
         if job.folder.name not in self._searcher.running:
@@ -137,6 +193,8 @@ class Study:
         if job.folder.name not in self._searcher.running:
             return
         self._searcher.scored(job.folder.name, epoch, _values(evaluation))
+        if self.shared:
+            self.shared.tell_scores(self._searcher.trial_of(job.folder.name), epoch, _values(evaluation))
         if self._goodness(evaluation) > self._best:
             self._best = self._goodness(evaluation)
             self.packs.progress.best(text)

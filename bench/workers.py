@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -29,6 +29,7 @@ from bench.errors import BenchError, DeviceError, one_line
 from bench.packs import Packs
 from bench.run import Split
 from bench.scoring.exam import Exam
+from bench.secrets import mask_logs, masked
 
 COMMAND = "from bench.workers import main; main()"
 PAUSE = 0.2
@@ -62,8 +63,32 @@ class Order:
     """Jobs at a time."""
 
 
+class Pipeline(Protocol):
+    """To a child's parent and back."""
+
+    def send(self, message: Any, /) -> None: ...
+
+    def recv(self) -> Any:
+        """Raises EOFError when the other side has ended."""
+
+
 class Gone(Exception):
     """A worker's process has ended, and how."""
+
+
+class Child(Protocol):
+    """A process that works for this one: where it is, and how the two speak."""
+
+    def start(self, load: Load) -> None:
+        """Returns at once: it loads for a while."""
+
+    def hear(self) -> tuple[Any, ...]:
+        """Its next message: units of work done since the last, a name, details. Raises Gone."""
+
+    def tell(self, answer: Any) -> None:
+        """To one that has ended, nothing: `hear` says that it has."""
+
+    def kill(self) -> None: ...
 
 
 @dataclass(kw_only=True, eq=False)
@@ -71,10 +96,8 @@ class Worker:
     """The parent's view of a worker. It asks for an order, then for one item of it after another."""
 
     number: int
-    """Of its device among the visible ones."""
+    child: Child
     load: Load
-    threads: int = field(default_factory=torch.get_num_threads)
-    """Of its processor."""
     done: float = 0.0
     """Units of work, see `Packs`."""
     running: dict[Path, Any] = field(default_factory=dict)
@@ -89,11 +112,43 @@ class Worker:
     """Why it ends."""
     reason: str = ""
     """Why its last process ended."""
-    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def start(self) -> None:
-        """Returns at once: it loads for a while."""
+        """See `Child.start`."""
         self.is_loaded, self.last_words = False, None
+        self.child.start(self.load)
+
+    def hear(self) -> tuple[Any, ...]:
+        """See `Child.hear`; what it said last is the reason of Gone."""
+        try:
+            return self.child.hear()
+        except Gone as gone:
+            raise Gone(self.last_words or str(gone)) from None
+
+    def tell(self, answer: Any) -> None:
+        """See `Child.tell`."""
+        self.child.tell(answer)
+
+    def give_up(self) -> None:
+        self.given_up = True
+        self.running.clear()
+        self.kill()
+
+    def kill(self) -> None:
+        self.child.kill()
+
+
+@dataclass(eq=False)
+class Process:
+    """A child on this machine."""
+
+    number: int
+    """Of its device among the visible ones."""
+    threads: int = field(default_factory=torch.get_num_threads)
+    """Of its processor."""
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def start(self, load: Load) -> None:
         self._pipe, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
@@ -104,33 +159,25 @@ class Worker:
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, **environment(self.number, os.environ)},
             )
-        self.tell((self.load, self.threads))
+        self.tell((load, self.threads))
 
     def hear(self) -> tuple[Any, ...]:
-        """Its next message: units of work done since the last, a name, details. Raises Gone."""
         try:
             message: tuple[Any, ...] = self._pipe.recv()
             return message
         except (EOFError, OSError):
-            code = self.kill()
-            raise Gone(self.last_words or _ending(code)) from None
+            self.kill()
+            assert self._process
+            raise Gone(_ending(self._process.wait())) from None
 
     def tell(self, answer: Any) -> None:
-        """To one that has ended, nothing: `hear` says that it has."""
         with suppress(OSError):
             self._pipe.send(answer)
 
-    def give_up(self) -> None:
-        self.given_up = True
-        self.running.clear()
-        self.kill()
-
-    def kill(self) -> int:
-        """Returns the exit code of its process, negative for a signal."""
-        if not self._process:
-            return 0
-        self._process.kill()
-        return self._process.wait()
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
 
 
 def _ending(code: int) -> str:
@@ -141,19 +188,32 @@ def _ending(code: int) -> str:
 
 
 def environment(number: int, variables: Mapping[str, str]) -> dict[str, str]:
-    """What differs for the worker of a device: it sees that device alone, and finds modules as its parent."""
+    """What differs for the worker of a device: it sees that device alone, and finds modules as its parent.
+
+    It asks the Hub for nothing, and shows it no token: its parent has fetched what there is to fetch.
+    """
     visible = variables.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else []
     name = names[number].strip() if number < len(names) else str(number)
-    return {"CUDA_VISIBLE_DEVICES": name, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
+    return {
+        "CUDA_VISIBLE_DEVICES": name,
+        "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+    }
 
 
 # In the worker
 
 
 def main() -> None:
-    """What `Worker.start` runs. Ends with its parent, at once, however that ends."""
-    pipe = Connection(int(sys.argv[1]))
+    """What `Process.start` runs. Ends with its parent, at once, however that ends."""
+    work(Connection(int(sys.argv[1])))
+
+
+def work(pipe: Pipeline) -> None:
+    """What a child does; ends its process."""
+    mask_logs()
     try:
         load, threads = pipe.recv()
         torch.set_num_threads(threads)
@@ -164,7 +224,7 @@ def main() -> None:
     except BenchError as error:
         pipe.send((0.0, "dying", one_line(error)))
     except Exception as error:
-        traceback.print_exc()
+        print(masked(traceback.format_exc()), file=sys.stderr)
         pipe.send((0.0, "dying", f"{type(error).__name__}: {one_line(error)}"))
     os._exit(1)  # whatever state the device is in
 
@@ -201,7 +261,7 @@ def _carry_out(parent: "Parent", packs: Packs, order: Order) -> None:
 class Parent:
     """The parent as a worker sees it: is asked and told, and shows its progress."""
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, pipe: Pipeline) -> None:
         self._pipe = pipe
         self._answers: SimpleQueue[Any] = SimpleQueue()
         self._units, self._told, self._status = 0.0, 0.0, ""

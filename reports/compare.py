@@ -15,7 +15,7 @@ from bench.compare import MIRRORED, Comparison, MetricComparison, ShownMetric, S
 from bench.files import write_text
 from bench.run import read_adapter_record
 from bench.scoring.metrics import METRICS, title
-from reports import figures, page, tables
+from reports import concepts, figures, page, tables
 from reports.images import Column, Grid, column, grid
 from reports.verdict import Fact, Verdict
 from reports.wording import (
@@ -143,6 +143,7 @@ def render(sides: Sequence[Side], comparisons: Sequence[Comparison]) -> str:
         best=_grid(sides, select_by, best, 0.2),
         worst=_grid(sides, select_by, worst, 0.2),
         every=every,
+        concepts=concepts.of_sides(sides, _titles(sides), select_by),
         sides=[_side(index, side) for index, side in enumerate(sides)],
         figures=shown | ({"prompts": prompts(alone)} if alone else {}),
     )
@@ -411,7 +412,16 @@ def _grid(sides: Sequence[Side], metric: str, order: list[int], share: float) ->
 
 
 def _column(index: int, side: Side, metric: str) -> Column:
-    return column(f"{letter(index)}: {side.name}", _kind(index, side), list(side.folders), metric)
+    return column(_title(index, side), _kind(index, side), list(side.folders), metric)
+
+
+def _titles(sides: Sequence[Side]) -> list[tuple[str, str]]:
+    """With the colour of each."""
+    return [(_title(index, side), _kind(index, side)) for index, side in enumerate(sides)]
+
+
+def _title(index: int, side: Side) -> str:
+    return f"{letter(index)}: {side.name}"
 
 
 def _kind(index: int, side: Side) -> str:

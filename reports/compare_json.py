@@ -2,6 +2,8 @@
 
     schema_version, select_by, report       1; the metric of the overall verdicts; the HTML page
     sides[]       name, run, label, trained, trainings (null of the base), device
+        concepts                            concept -> metric -> value, stderr (null of one prompt),
+                                            num_prompts, gain, gain_stderr; empty of one concept
     pairs[]       of sides a and b, two names; every difference is a minus b
         verdict, reason, p_value            WIN, TIE or LOSS of a; p_value by Holm over metrics and pairs
         judge                               the judge's verdict on the same metric, or null
@@ -20,6 +22,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bench.compare import Comparison, MetricComparison, ShownMetric, Side
+from bench.scoring.concepts import plain
 from bench.scoring.metrics import METRICS
 
 SCHEMA_VERSION = 1
@@ -44,6 +47,7 @@ def _side(side: Side) -> dict[str, Any]:
         "trained": side.trained,
         "trainings": len(side.evaluations) if side.trained else None,
         "device": side.run.metadata.device,
+        "concepts": plain(side.concepts),
     }
 
 

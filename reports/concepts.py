@@ -1,19 +1,17 @@
-"""Scores by concept in the search report, where the data have several."""
+"""Scores by concept, where the data have several: a table of the reports."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from bench.run import Candidate, Result, Run, has_evaluation, read_evaluation
+from bench.compare import Side
+from bench.run import Result, Run, has_evaluation, read_evaluation
+from bench.scoring.concepts import ConceptScore, ConceptScores
 from bench.scoring.metrics import METRICS, Metric
-from bench.scoring.statistics import mean_stderr
 from reports.tables import kind_of
-from reports.wording import model_name, number, plus_minus
+from reports.wording import MISSING, model_name, number, plus_minus
 
 SHOWN_OTHERWISE = "similarity"
-"""Where what the search selects by has no value for a single prompt."""
+"""Where the metric that chooses has no value for a single prompt."""
 
 
 class Cell(NamedTuple):
@@ -31,53 +29,63 @@ class Row(NamedTuple):
 class Concepts(NamedTuple):
     metric: Metric
     heads: list[tuple[str, str]]
-    """Title and kind of each model: the base, the default and the winner."""
+    """Title and kind of each model."""
     rows: list[Row]
 
 
+class Model(NamedTuple):
+    """A column to be."""
+
+    title: str
+    kind: str
+    scores: ConceptScores
+
+
 def panel(run: Run, result: Result) -> Concepts | None:
-    """Of the test prompts; None where they are of one concept, or were not scored."""
-    concepts = [prompt.concept for prompt in run.metadata.prompts["test"]]
-    base = _per_prompt([run.base_folder("test")])
-    if len(set(concepts)) < 2 or not base:
+    """Of the base, the default and the winner, on the test prompts; None of one concept, or of no scores."""
+    folder = run.base_folder("test")
+    base = [read_evaluation(folder)] if has_evaluation(folder) else []
+    models = [Model("Base model", "base", run.by_concept("test", base, over_base=False))]
+    for label in dict.fromkeys(["default", result.winner]):
+        if candidate := result.candidate(label):
+            scores = run.by_concept("test", run.evaluations(candidate, "test"))
+            models.append(Model(model_name(label), kind_of(candidate, result), scores))
+    return table(models, result.select_by)
+
+
+def of_sides(sides: Sequence[Side], titles: Sequence[tuple[str, str]], select_by: str) -> Concepts | None:
+    """Of a comparison's sides, each with its title and kind."""
+    named = zip(titles, sides, strict=True)
+    return table([Model(title, kind, side.concepts) for (title, kind), side in named], select_by)
+
+
+def table(models: Sequence[Model], select_by: str) -> Concepts | None:
+    """Models without scores are left out; None if none has any."""
+    models = [model for model in models if model.scores]
+    if not models:
         return None
-    metric = METRICS[result.select_by if result.select_by in base else SHOWN_OTHERWISE]
-    if metric.name not in base:
+    first = models[0].scores
+    measured = next(iter(first.values()))
+    name = select_by if select_by in measured else SHOWN_OTHERWISE
+    if name not in measured:
         return None
-    shown = [(candidate, _values(run, candidate, metric)) for candidate in _compared(result)]
-    models = [(candidate, values) for candidate, values in shown if values is not None]
-    heads = [("Base model", "base")]
-    heads += [(model_name(candidate.label), kind_of(candidate, result)) for candidate, _ in models]
-    rows = []
-    for concept in dict.fromkeys(concepts):
-        of_concept = np.array([other == concept for other in concepts])
-        own = base[metric.name][of_concept]
-        cells = [Cell(_mean(own), "")]
-        cells += [
-            Cell(_mean(values[of_concept]), _mean(values[of_concept] - own, signed=True))
-            for _, values in models
-        ]
-        rows.append(Row(concept or "without a concept", len(own), cells))
-    return Concepts(metric, heads, rows)
+    rows = [
+        Row(
+            concept or "without a concept",
+            scores[name].num_prompts,
+            [_cell(model.scores.get(concept, {}).get(name)) for model in models],
+        )
+        for concept, scores in first.items()
+    ]
+    return Concepts(METRICS[name], [(model.title, model.kind) for model in models], rows)
 
 
-def _compared(result: Result) -> list[Candidate]:
-    labels = dict.fromkeys(["default", result.winner])
-    return [candidate for label in labels if (candidate := result.candidate(label))]
+def _cell(score: ConceptScore | None) -> Cell:
+    if score is None:
+        return Cell(MISSING, "")
+    gain = "" if score.gain is None else _text(score.gain, score.gain_stderr, signed=True)
+    return Cell(_text(score.value, score.stderr), gain)
 
 
-def _values(run: Run, candidate: Candidate, metric: Metric) -> NDArray[np.float64] | None:
-    return _per_prompt(run.exam_folders(candidate, "test")).get(metric.name)
-
-
-def _per_prompt(folders: list[Path]) -> dict[str, NDArray[np.float64]]:
-    """By metric, one value a prompt: the mean over trainings. Empty where none was scored."""
-    found = [read_evaluation(folder).per_prompt for folder in folders if has_evaluation(folder)]
-    names = found[0] if found else ()
-    return {name: np.mean([values[name] for values in found], axis=0) for name in names}
-
-
-def _mean(values: NDArray[np.float64], *, signed: bool = False) -> str:
-    if len(values) < 2:
-        return number(float(values.mean()), signed=signed)
-    return plus_minus(*mean_stderr(values), signed=signed)
+def _text(value: float, stderr: float | None, *, signed: bool = False) -> str:
+    return number(value, signed=signed) if stderr is None else plus_minus(value, stderr, signed=signed)

@@ -2,11 +2,13 @@
 
 import base64
 import io
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
+from bench.pictures import FORMATS
 from bench.run import (
     PromptRecord,
     Run,
@@ -100,9 +102,11 @@ def column(title: str, kind: str, folders: list[Path], metric: str) -> Column:
 def thumbnail(path: Path) -> Thumbnail | None:
     """A data URI; None where there is no readable image."""
     try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                picture = image.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
     return thumbnail_of(picture)
 

@@ -1,7 +1,7 @@
 """The page of `bench try`: base and adapter side by side, served to this machine alone, by Gradio.
 
 Nothing leaves the machine: no share link and no analytics; fonts are the system's, and a policy in every
-answer forbids the browser to load anything from elsewhere. Requests under another host name are refused.
+answer forbids the browser to load anything from elsewhere. A Guard refuses whoever lacks the token.
 """
 
 import os
@@ -12,8 +12,8 @@ from typing import Any
 
 from bench.easel import Easel
 from bench.errors import BenchError, MissingError, UsageError
+from reports.guard import HOST, Guard
 
-HOST = "127.0.0.1"
 MAX_WEIGHT = 2.0
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; form-action 'self'"
@@ -32,8 +32,9 @@ def serve(easel: Easel, port: int, on_start: Callable[[str], None]) -> None:
     import uvicorn
 
     with _bound(port) as listening:
-        config = uvicorn.Config(application(easel), log_level="error", access_log=False)
-        on_start(f"http://{HOST}:{listening.getsockname()[1]}")
+        guard = Guard(application=application(easel), policy=POLICY)
+        config = uvicorn.Config(guard, log_level="error", access_log=False)
+        on_start(guard.address(listening.getsockname()[1]))
         uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -53,21 +54,17 @@ def application(easel: Easel) -> Any:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
     import gradio
     from fastapi import FastAPI
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    application = FastAPI(openapi_url=None)
-    application.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-
-    async def with_policy(request: Any, answer: Any) -> Any:
-        response = await answer(request)
-        response.headers["Content-Security-Policy"] = POLICY
-        return response
-
-    application.middleware("http")(with_policy)
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    page = _page(easel)
     return gradio.mount_gradio_app(
-        application, page, path="/", server_name=HOST, ssr_mode=False, pwa=False, footer_links=[], theme=theme
+        FastAPI(openapi_url=None),
+        _page(easel),
+        path="/",
+        server_name=HOST,
+        ssr_mode=False,
+        pwa=False,
+        footer_links=[],
+        theme=theme,
     )
 
 

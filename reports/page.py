@@ -1,5 +1,7 @@
 """One self-contained HTML file: no remote resource, everything from users escaped."""
 
+import base64
+import hashlib
 import json
 from functools import cache
 from importlib.resources import files
@@ -12,18 +14,20 @@ from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from bench import __version__
+from bench.secrets import masked
 from reports import wording
 
 CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
+    "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:; "
     "base-uri 'none'; form-action 'none'"
 )
-# blob: is for the figures' own "download as an image" button.
+"""Scripts run that are known by their hash, no others: text that was not escaped could not run. Figures style
+themselves; blob: is for their own "download as an image" button."""
 
 
 def render(template: str, *, figures: dict[str, Figure | None], **context: Any) -> str:
     """The page; `figures` are shown where the template names their fixed id."""
-    data = {name: json.loads(plotly.io.to_json(figure)) for name, figure in figures.items() if figure}
+    data = {name: json.loads(masked(plotly.io.to_json(figure))) for name, figure in figures.items() if figure}
     return environment().get_template(template).render(figures=data, **context)
 
 
@@ -32,6 +36,7 @@ def environment() -> Environment:
     """Templates of this package, escaped whatever their name ends with."""
     environment = Environment(
         autoescape=True,
+        finalize=_shown,
         loader=FunctionLoader(_text),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -47,14 +52,26 @@ def environment() -> Environment:
         "trial_name": wording.trial_name,
         "capital": wording.capital,
     }
+    script, plotly_script = _text("page.js"), get_plotlyjs()
     environment.globals |= {
-        "policy": CONTENT_SECURITY_POLICY,
+        "policy": policy(script, plotly_script),
         "css": Markup(_text("page.css")),
-        "script": Markup(_text("page.js")),
-        "plotly_script": Markup(get_plotlyjs()),
+        "script": Markup(script),
+        "plotly_script": Markup(plotly_script),
         "version": __version__,
     }
     return environment
+
+
+def policy(*scripts: str) -> str:
+    """That lets a page run these scripts and load nothing."""
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    return CONTENT_SECURITY_POLICY.format(scripts=" ".join(f"'sha256-{digest}'" for digest in digests))
+
+
+def _shown(value: Any) -> Any:
+    """What a template is about to write."""
+    return masked(value) if type(value) is str else value
 
 
 def _text(name: str) -> str:

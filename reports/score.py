@@ -17,7 +17,7 @@ from bench.files import write_text
 from bench.run import Run, has_evaluation, read_evaluation
 from bench.scoring.metrics import METRICS, Score, title
 from bench.sheet import Entry, Sheet
-from reports import compare, figures, page, tables
+from reports import compare, concepts, figures, page, tables
 from reports.images import Column, Grid, column, grid
 from reports.verdict import Verdict
 from reports.wording import MISSING, axis_title, direction, plural, plus_minus
@@ -66,6 +66,7 @@ class Part(NamedTuple):
     """Of each prompt the base, then checkpoint by checkpoint every weight, then the real picture."""
     pair: compare.Pair
     """What is recommended against the base."""
+    concepts: concepts.Concepts | None
 
 
 def write(
@@ -205,6 +206,7 @@ def _metrics(sheet: Sheet) -> list[str]:
 
 def _part(run: Run, sheet: Sheet, number: int, comparison: Comparison, share: float) -> Part:
     names = _metrics(sheet)
+    titles = [("Base model", "base"), (sheet.name, "winner")]
     return Part(
         number=number,
         name=sheet.series.name,
@@ -217,6 +219,7 @@ def _part(run: Run, sheet: Sheet, number: int, comparison: Comparison, share: fl
         weights=[f"{weight:g}" for weight in sheet.weights],
         grid=_grid(run, sheet, share),
         pair=compare.pair(number, "B", comparison),
+        concepts=concepts.of_sides((comparison.b, comparison.a), titles, sheet.select_by),
     )
 
 

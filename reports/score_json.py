@@ -8,6 +8,7 @@ trainings[]
     scored[]                        every checkpoint at every weight, on the dev prompts:
         file, checkpoint, epoch, step, weight
         scores                      metric -> value, stderr, gain and gain_stderr (over the base; or null)
+        concepts                    the same of each concept, with num_prompts: see reports/compare_json.py
     refused[]                       what could not be scored, with the reason
     verdict, reason, p_value        of what is recommended against the base, on the test prompts
     advice[]                        what to do next: kind, title, evidence, step
@@ -19,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.compare import Comparison, Side
+from bench.run import Run
+from bench.scoring.concepts import plain
 from bench.scoring.metrics import Score
 from bench.sheet import Entry, Sheet
 from reports import compare_json
@@ -48,7 +51,7 @@ def _training(sheet: Sheet, comparison: Comparison) -> dict[str, Any]:
         "as_good": [
             {"checkpoint": entry.checkpoint.title, "weight": entry.weight} for entry in sheet.as_good
         ],
-        "scored": [_setting(entry) | {"scores": _scores(entry.scores)} for entry in sheet.entries],
+        "scored": [_scored(comparison.a.run, entry) for entry in sheet.entries],
         "refused": list(sheet.refused),
         "verdict": comparison.verdict,
         "reason": comparison.reason,
@@ -56,6 +59,11 @@ def _training(sheet: Sheet, comparison: Comparison) -> dict[str, Any]:
         "advice": [finding._asdict() for finding in advice(sheet, comparison)],
         "test": _scores(comparison.a.scores),
     }
+
+
+def _scored(run: Run, entry: Entry) -> dict[str, Any]:
+    concepts = plain(run.by_concept("dev", [entry.evaluation]))
+    return _setting(entry) | {"scores": _scores(entry.scores), "concepts": concepts}
 
 
 def _setting(entry: Entry) -> dict[str, Any]:

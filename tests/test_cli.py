@@ -46,7 +46,19 @@ def test_flags_are_frozen() -> None:
     commands |= {f"data {name}": command for name, command in data.items()}
     flags = {name: [parameter.name for parameter in command.params] for name, command in commands.items()}
     assert flags == {
-        "search": ["space", "base", "data", "name", "trials", "budget", "seed", "floor"],
+        "search": [
+            "space",
+            "base",
+            "data",
+            "name",
+            "trials",
+            "budget",
+            "seed",
+            "floor",
+            "storage",
+            "artifacts",
+        ],
+        "worker": ["run", "storage", "artifacts", "base", "data"],
         "floor": ["space", "base", "data", "name", "seeds", "seed"],
         "train": ["config", "hub_model_id"],
         "report": ["run"],
@@ -90,6 +102,21 @@ def test_flags_are_frozen() -> None:
         (("data", "push", ".", "mine"), "bench: mine: give OWNER/NAME"),
         (("data", "push", ".", "someone/mine@main"), "bench: someone/mine@main: give OWNER/NAME"),
         (("data", "push", ".", "up/../there"), "bench: up/../there: give OWNER/NAME"),
+        (("search", "--artifacts", "a"), "bench: --artifacts: only with --storage"),
+        (("search", "--storage", "sqlite:///a.db"), "bench: --artifacts: say where trained adapters go"),
+        (("worker", "mine"), "bench: --storage: say where the search's study is"),
+        (
+            ("worker", "mine", "--storage", "postgresql://me:secret@127.0.0.1:1/db", "--artifacts", "a"),
+            "bench: postgresql://me:***@127.0.0.1:1/db: cannot be used: connection",
+        ),
+        (
+            ("worker", "mine", "--storage", "nothing", "--artifacts", "a"),
+            "bench: --storage --storage: cannot",
+        ),
+        (
+            ("worker", "mine", "--storage", "sqlite:///a.db", "--artifacts", "a"),
+            "bench: sqlite:///a.db: no study 'mine' in it: bench search begins it",
+        ),
         (("report", "none"), "bench: none: no such run; in runs/ are: none"),
         (("doctor", "none"), "bench: none: no such run; in runs/ are: none"),
         (("doctor", "--fix"), "bench: --fix: only with a run"),

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from bench.captions import write_captions
+from bench.compare import base_side, compare_all, winner_side
 from bench.dataset import Dataset, Example, balanced, load_dataset
 from bench.errors import UsageError
 from bench.run import Run
-from reports import search
+from bench.scoring.concepts import ConceptScore, scores_by_concept
+from reports import compare, compare_json, search
 
 
 def write_pictures(folder: Path, num: int, first: int = 0, captions: bool = True) -> Path:
@@ -187,3 +189,30 @@ def test_the_report_says_what_was_learned_of_each_concept(make_run: Callable[...
     assert "±" in found.rows[1].cells[1].text and "±" not in found.rows[0].cells[1].text
     page = search.render(run)
     assert "Is every concept learned?" in page and "<b>cat</b>" not in page
+
+
+def test_a_comparison_tells_each_concept(make_run: Callable[..., Run]) -> None:
+    runs = []
+    for name in ("a", "b"):
+        run = make_run(name)
+        prompts = run.metadata.prompts
+        test = [replace(prompt, concept=f"<i>{n % 2}") for n, prompt in enumerate(prompts["test"])]
+        runs.append(Run.create(run.path, replace(run.metadata, prompts={**prompts, "test": test})))
+    sides = [winner_side(runs[0]), winner_side(runs[1]), base_side(runs[0])]
+    comparisons = compare_all(sides, "similarity")
+    page = compare.render(sides, comparisons)
+    assert "Is every concept learned?" in page and "<i>0" not in page and "&lt;i&gt;0" in page
+    found = compare_json.as_json(sides, comparisons, "page.html")["sides"][0]["concepts"]
+    values = sides[0].per_prompt("similarity")
+    assert found["<i>1"]["similarity"]["value"] == pytest.approx(values[1::2].mean())
+    assert found["<i>1"]["similarity"]["num_prompts"] == len(values[1::2])
+
+
+def test_scores_of_concepts_are_means_over_their_prompts() -> None:
+    values, base = {"similarity": [1.0, 2.0, 4.0]}, {"similarity": [0.0, 1.0, 2.0]}
+    found = scores_by_concept(["dog", "cat", "cat"], values, base)
+    assert found["dog"]["similarity"] == ConceptScore(value=1, stderr=None, num_prompts=1, gain=1)
+    assert found["cat"]["similarity"] == ConceptScore(
+        value=3, stderr=1, num_prompts=2, gain=1.5, gain_stderr=0.5
+    )
+    assert scores_by_concept(["dog"] * 3, values, base) == {}

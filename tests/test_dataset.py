@@ -502,6 +502,23 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     ]
 
 
+def test_every_kind_of_bad_picture_is_listed_and_odd_ones_are_read(tmp_path: Path) -> None:
+    turned, cmyk = add(tmp_path, "turned.jpg"), add(tmp_path, "cmyk.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(72).save(turned, exif=exif)
+    picture(73).convert("CMYK").save(cmyk)
+    (tmp_path / "000.png").write_bytes(b"")
+    (tmp_path / "001.png").write_bytes((tmp_path / "001.png").read_bytes()[:-40])
+    frames = [picture(70), picture(71)]
+    frames[0].save(tmp_path / "002.png", save_all=True, append_images=frames[1:])
+    Image.new("1", (9_600, 9_600)).save(tmp_path / "003.png")
+    found = problems(tmp_path)
+    assert [line.split(": ")[0] for line in found] == ["000.png", "001.png", "002.png", "003.png"]
+    for line, problem in zip(found, ("an empty file", "damaged", "animated", "too many pixels"), strict=True):
+        assert problem in line
+
+
 def test_at_most_fifty_are_listed(tmp_path: Path) -> None:
     write_pairs(tmp_path, 53)
     for text in tmp_path.glob("*.txt"):

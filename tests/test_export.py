@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bench import cli
-from bench.config import TrainingConfig
+from bench.config import TrainingConfig, TrialConfig
+from bench.export import SD_1, SDXL, kohya_metadata
 from bench.exported import Exported, shared_name, trial_of, winner_of
 from bench.naming import parse_key
 from bench.run import Run
@@ -95,6 +97,88 @@ def test_the_winner_is_exported_with_what_is_known_of_it(bench: Bench, run: Run,
         assert scores["similarity"]["stderr"] == winner.scores["similarity"].stderr
         assert json.loads(found["bench_noise_floor"])["num_seeds"] >= 2
         assert found["bench_base_sha256"] == run.metadata.base_fingerprint
+
+
+OPTIONS: list[tuple[dict[str, Any], dict[str, str]]] = [
+    (
+        {},
+        {
+            "ss_optimizer": "torch.optim.adamw.AdamW(weight_decay=0.01)",
+            "ss_lr_scheduler": "constant",
+            "ss_max_grad_norm": "1.0",
+            "ss_text_encoder_lr": "0.0",
+            "ss_num_reg_images": "0",
+            "ss_flip_aug": "False",
+            "ss_random_crop": "False",
+            "ss_shuffle_caption": "False",
+            "ss_min_snr_gamma": "None",
+            "ss_noise_offset": "None",
+        },
+    ),
+    (
+        {"optimizer": "prodigy", "learning_rate": 1, "lr_scheduler": "cosine", "warmup_steps": 20},
+        {
+            "ss_optimizer": "prodigyopt.prodigy.Prodigy(weight_decay=0.01,decouple=True,"
+            "use_bias_correction=True,safeguard_warmup=True)",
+            "ss_lr_scheduler": "cosine",
+            "ss_lr_warmup_steps": "20",
+            "ss_unet_lr": "1.0",
+        },
+    ),
+    (
+        {"optimizer": "adamw8bit", "weight_decay": 0.1},
+        {"ss_optimizer": "bitsandbytes.optim.adamw.AdamW8bit(weight_decay=0.1)"},
+    ),
+    ({"warmup_steps": 20}, {"ss_lr_scheduler": "constant_with_warmup"}),
+    (
+        {"flip": True, "crops": 4, "shuffle_caption": True, "keep_tags": 2, "caption_dropout": 0.1},
+        {
+            "ss_flip_aug": "True",
+            "ss_random_crop": "True",
+            "ss_shuffle_caption": "True",
+            "ss_keep_tokens": "2",
+            "ss_caption_dropout_rate": "0.1",
+        },
+    ),
+    ({"min_snr_gamma": 5, "noise_offset": 0.05}, {"ss_min_snr_gamma": "5.0", "ss_noise_offset": "0.05"}),
+    ({"prior_weight": 0.5}, {"ss_num_reg_images": "64", "ss_prior_loss_weight": "0.5"}),
+    ({"rank": 16, "alpha": 8, "rslora": True}, {"ss_network_dim": "16", "ss_network_alpha": "32.0"}),
+    ({"lora_plus": 16}, {"ss_network_args": '{"loraplus_lr_ratio": "16"}'}),
+    (
+        {"rank": 4, "alpha": 2, "rank_mid": 8},
+        {
+            "ss_network_args": json.dumps(
+                {
+                    "block_dims": ",".join(["4"] * 10 + ["8"] * 3 + ["4"] * 10),
+                    "block_alphas": ",".join(["2"] * 10 + ["4"] * 3 + ["2"] * 10),
+                }
+            )
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), OPTIONS)
+def test_kohyas_metadata_say_how_it_was_trained(
+    run: Run, options: dict[str, Any], expected: dict[str, str]
+) -> None:
+    winner = winner_of(run)
+    config = TrialConfig.model_validate(winner.config.model_dump() | options)
+    said = kohya_metadata(replace(winner, config=config), {}, SDXL)
+    assert {key: said.get(key) for key in expected} == expected
+    assert ("ss_network_args" in said) == ("ss_network_args" in expected)
+    assert ("ss_prior_loss_weight" in said) == bool(config.prior_weight)
+
+
+def test_kohyas_metadata_tell_of_convolutions(run: Run) -> None:
+    winner = winner_of(run)
+    config = TrialConfig.model_validate(winner.config.model_dump() | {"rank": 4, "alpha": 2})
+    kernels = {"lora_unet_out_2.lora_down.weight": torch.zeros(4, 8, 3, 3)}
+    same = kohya_metadata(replace(winner, config=config), kernels, SD_1)
+    assert json.loads(same["ss_network_args"]) == {"conv_dim": "4", "conv_alpha": "2"}
+    config = config.model_copy(update={"rank_up": 2})
+    by_block = json.loads(kohya_metadata(replace(winner, config=config), kernels, SD_1)["ss_network_args"])
+    assert by_block["conv_block_dims"] == by_block["block_dims"] == ",".join(["4"] * 13 + ["2"] * 12)
 
 
 def test_the_config_reads_back_as_the_training(bench: Bench, run: Run) -> None:

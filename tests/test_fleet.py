@@ -1,6 +1,9 @@
 """Fleet: who does what, and what becomes of what a worker died of. Its workers here are generators."""
 
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -235,6 +238,17 @@ def test_sheaves_are_few_and_alike(number: int, sizes: list[int]) -> None:
 def test_a_worker_sees_its_device_alone(visible: str | None, seen: str) -> None:
     variables = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     assert environment(1, variables)["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_a_worker_asks_the_hub_for_nothing() -> None:
+    code = (
+        "from huggingface_hub import HfApi, constants, get_token; "
+        "print(constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_IMPLICIT_TOKEN); HfApi().whoami('x')"
+    )
+    variables = os.environ | environment(0, os.environ)
+    ended = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
+    assert (ended.stdout, ended.returncode) == ("True True\n", 1)
+    assert "OfflineModeIsEnabled" in ended.stderr
 
 
 def test_a_processor_is_one_device_unless_more_are_wanted() -> None:

@@ -71,19 +71,22 @@ def test_add(kernels: ModuleType) -> None:
 
 def test_adamw(kernels: ModuleType) -> None:
     ours = [torch.randn(3, 50), torch.zeros(3, 50), torch.zeros(3, 50)]
-    plain, num_A, factors = ours[0].clone(), 20, torch.tensor([[1.0], [0.5], [4.0]])
-    optimizer = RowOptimizer(plain, num_A, factors)
-    configs = [
-        TrialConfig(rank=1, alpha=1, epochs=1, learning_rate=rate, max_grad_norm=norm, lora_plus=plus)
-        for rate, norm, plus in ((1e-3, 1.0, 1), (1e-2, 100.0, 4), (0.1, 5.0, 1))
+    plain, begin_B, factors = ours[0].clone(), 20, torch.tensor([[1.0], [0.5], [4.0]])
+    optimizer = RowOptimizer(plain, begin_B, factors, num_text=(3, 7))
+    one = TrialConfig(rank=1, alpha=1, epochs=1, learning_rate=1e-3)
+    changes: list[dict[str, float]] = [
+        {},
+        {"learning_rate": 1e-2, "max_grad_norm": 100, "lora_plus": 4, "text_encoder_learning_rate": 1e-4},
+        {"learning_rate": 0.1, "max_grad_norm": 5, "text_encoder_learning_rate": 0.2},
     ]
+    configs = [one.model_copy(update=each) for each in changes]
     rates = [config.learning_rate for config in configs]
     for step in range(3):
         gradient = torch.randn(3, 50)
         pairs = zip(configs, rates, strict=True)
         numbers = torch.tensor([_numbers(config, rate, step) for config, rate in pairs])
-        norms = torch.cat([gradient[:, :num_A], gradient[:, num_A:] * factors], dim=1).norm(dim=1)
-        kernels.adamw(*ours, gradient, num_A, factors, norms, numbers, BETAS, EPSILON)
+        norms = torch.cat([gradient[:, :begin_B], gradient[:, begin_B:] * factors], dim=1).norm(dim=1)
+        kernels.adamw(*ours, gradient, (17, begin_B, 43, 50), factors, norms, numbers, BETAS, EPSILON)
         optimizer.update(plain, gradient, configs, rates, [step] * 3)
     for a, b in zip(ours, (plain, *optimizer.rows.values()), strict=True):
         torch.testing.assert_close(a, b)

@@ -1,6 +1,10 @@
 """The HTML pages: what they say, and that they hold together whatever is in a run."""
 
+import base64
+import hashlib
 import io
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,16 +15,21 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from bench.compare import Side, base_side, compare, compare_all, winner_side
+from bench.compare import Side, adapter_side, base_side, compare, compare_all, winner_side
 from bench.floor import Floor, MetricFloor
-from bench.run import Run, read_json, write_json
+from bench.run import Run, adapter_label, read_json, start_adapter, write_json
 from bench.scoring.metrics import METRICS, title
+from bench.series import Checkpoint, Series
+from bench.sheet import read_sheet
 from reports import compare as compare_report
 from reports import images, parallel, search, trials, wording
+from reports import score as score_report
+from reports.page import policy as policy_for
 from reports.verdict import verdict
 
 MakeRun = Callable[..., Run]
 HOSTILE = "</script><img src=x onerror=alert(1)>"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "input", "img", "br", "link", "hr"}
 
 
@@ -31,6 +40,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
+        self.scripts: set[str] = set()
         self.open: list[str] = []
         self.feed(text)
         self.close()
@@ -46,6 +56,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not {"script", "style"} & set(self.open):
             self.words.append(data)
+        elif self.open[-1] == "script" and "type" not in self.tags[-1][1]:
+            self.scripts.add(data)
 
     @property
     def text(self) -> str:
@@ -346,7 +358,29 @@ def hostile_run(make_run: MakeRun, name: str) -> Run:
 def pages(make_run: MakeRun) -> list[Page]:
     a, b = hostile_run(make_run, "run-a"), hostile_run(make_run, "run-b")
     sides = [winner_side(a), winner_side(b), base_side(a)]
-    return [page_of(a), compared(sides[:2]), compared(sides)]
+    return [page_of(a), compared(sides[:2]), compared(sides), scored(a)]
+
+
+def scored(run: Run) -> Page:
+    """The page of two adapters, of which one could be scored at one weight only."""
+    series = []
+    for number, name in enumerate((HOSTILE, f"other {HOSTILE}")):
+        checkpoint = Checkpoint(file=Path(HOSTILE) / "a.safetensors", digest=f"{number}" * 64, epoch=4)
+        series.append(Series(name=name, checkpoints=(checkpoint,)))
+        for weight in run.space.weights[: 1 + number]:
+            folder = run.adapter_folder(adapter_label(checkpoint.digest, weight))
+            start_adapter(folder, checkpoint.file, checkpoint.digest, weight)
+            trained = run.confirm_folder("default", 1) / "epoch-04"
+            shutil.copytree(trained, folder / "dev")
+            for split in ("test", "probe"):
+                shutil.copytree(trained / split, folder / split)
+    sheets = [read_sheet(run, each, {}) for each in series]
+    refused = tuple(f"{HOSTILE}: {reason}" for reason in sheets[0].refused)
+    sheets[0] = replace(sheets[0], refused=refused)
+    sides = [*(adapter_side(run, sheet.best.label, sheet.name) for sheet in sheets), base_side(run)]
+    path = run.path / score_report.file_name(sheets)
+    score_report.write(sheets, sides, compare_all(sides, run.space.select_by), path)
+    return Page(path.read_text(encoding="utf-8"))
 
 
 def compared(sides: list[Side]) -> Page:
@@ -371,6 +405,60 @@ def test_pages_load_nothing_and_say_so_to_the_browser(make_run: MakeRun) -> None
         assert all(link.startswith(("#", "winner/")) for link in page.values("a", "href"))
         policy = next(value for value in page.values("meta", "content") if "default-src" in value)
         assert "default-src 'none'" in policy and "http" not in policy and "unsafe-eval" not in policy
+
+
+def test_only_scripts_of_this_package_run(make_run: MakeRun) -> None:
+    for page in pages(make_run):
+        policy = next(value for value in page.values("meta", "content") if "default-src" in value)
+        allowed = policy.split("script-src ")[1].split(";")[0].split()
+        found = {base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in page.scripts}
+        assert len(found) == 2 and {f"'sha256-{digest}'" for digest in found} == set(allowed)
+        assert page.tags[2][0] == "meta" and page.tags[3] == (
+            "meta", {"http-equiv": "Content-Security-Policy", "content": policy}
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["interrupted", "failed", "empty"])
+def test_hostile_text_stays_text_whatever_became_of_the_search(make_run: MakeRun, ending: str) -> None:
+    metadata = [(field, HOSTILE) for field in ("name", "base", "data", "scorer", "device", "machine")]
+    page = page_of(make_run(ending=ending, caption=HOSTILE, reason=HOSTILE, metadata=tuple(metadata)))
+    assert page.open == [] and HOSTILE in page.text
+    assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
+    assert all(source.startswith("data:image/") for source in page.values("img", "src"))
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+def test_pages_work_in_a_browser_under_their_policy(make_run: MakeRun, tmp_path: Path) -> None:
+    pages(make_run)
+    files = [*tmp_path.glob("run-a/*.html"), tmp_path / "compare.html"]
+    assert len(files) == 3
+    for file in files:
+        shown, said = in_browser(file, tmp_path / "profile")
+        assert said == []
+        assert shown.count('class="main-svg"') > 1, "figures are drawn"
+        assert '<img src="x"' not in shown
+
+
+def test_the_browser_says_what_a_policy_forbids(tmp_path: Path) -> None:
+    """Else the test above would show nothing."""
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed")
+    text = (
+        f'<meta http-equiv="Content-Security-Policy" content="{policy_for("1")}">{HOSTILE}<script>2</script>'
+    )
+    (tmp_path / "page.html").write_text(text)
+    _, said = in_browser(tmp_path / "page.html", tmp_path / "profile")
+    assert len(said) >= 2 and "Content Security Policy" in "".join(said)
+
+
+def in_browser(file: Path, profile: Path) -> tuple[str, list[str]]:
+    """The document once its scripts have run, and the lines of the console."""
+    command = [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
+        "--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom", file.as_uri(),
+    ]  # fmt: skip
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    return ended.stdout, [line for line in ended.stderr.splitlines() if "CONSOLE" in line]
 
 
 def test_ids_are_fixed_and_every_figure_has_its_place(make_run: MakeRun) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -290,7 +291,9 @@ def inception_weights(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
         patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         model = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-    torch.save(model.state_dict(), checkpoints / INCEPTION)
+    file = checkpoints / INCEPTION
+    torch.save(model.state_dict(), file)
+    monkeypatch.setattr(embed, "INCEPTION_SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
 
 
 @pytest.mark.usefixtures("inception_weights")
@@ -328,7 +331,12 @@ def test_damaged_inception_weights_are_refused(checkpoints: Path, content: bytes
         inception_features(pictures(2))
 
 
-def test_inception_weights_that_run_code_are_refused(checkpoints: Path) -> None:
-    torch.save({"weights": Path("harmless")}, checkpoints / INCEPTION)
+def test_inception_weights_that_run_code_are_refused_unread(checkpoints: Path, tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"weights": Payload()}, checkpoints / INCEPTION)
     with pytest.raises(UsageError, match="not the Inception weights"):
         inception_features(pictures(2))
+    assert not (tmp_path / "ran").exists()

@@ -33,20 +33,48 @@ def space(**changes: Any) -> SearchSpace:
 def test_options_of_a_training_are_searched_and_prodigy_finds_its_rate() -> None:
     parameters = {
         "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
-        "optimizer": {"choices": ["adamw", "prodigy"]},
+        "optimizer": {"choices": ["adamw", "adamw8bit", "prodigy"]},
         "lr_scheduler": {"choices": ["constant", "cosine"]},
         "rslora": {"choices": [True, False]},
+        "dora": {"choices": [True, False]},
         "min_snr_gamma": {"choices": [0, 5]},
         "rank_up": {"choices": [4, 16]},
         "ema": {"low": 0, "high": 0.99},
+        "text_encoder_learning_rate": {"choices": [0, 1e-5]},
     }
     default = {"rank": 8, "alpha": 8, "learning_rate": 1e-3, "epochs": 2, "rank_up": 4}
     mine = space(parameters=parameters, default=default)
-    point = mine.parameters_of(mine.default) | {"optimizer": "prodigy", "learning_rate": 2e-3}
+    found = {"learning_rate": 2e-3, "text_encoder_learning_rate": 1e-5}
+    point = mine.parameters_of(mine.default) | {"optimizer": "prodigy", **found}
     config = mine.config_of(point)
-    assert (config.optimizer, config.learning_rate) == ("prodigy", 1)
+    assert (config.optimizer, config.learning_rate, config.trains_text) == ("prodigy", 1, False)
+    assert mine.trains_text and not space().trains_text
     assert mine.config_of(mine.parameters_of(config)) == config
-    assert mine.config_of(point | {"optimizer": "adamw"}).learning_rate == 2e-3
+    for name in ("adamw", "adamw8bit"):
+        config = mine.config_of(point | {"optimizer": name})
+        assert (config.learning_rate, config.text_encoder_learning_rate) == (2e-3, 1e-5)
+
+
+def test_tags_that_stay_are_searched_where_tags_are_shuffled() -> None:
+    flags, kept = {"choices": [False, True]}, {"choices": [1, 2]}
+    default = {"rank": 8, "alpha": 8, "learning_rate": 1e-3, "epochs": 2}
+    mine = space(parameters={"shuffle_caption": flags, "keep_tags": kept}, default=default)
+    shuffled, plain = (
+        [mine.config_of({"shuffle_caption": on, "keep_tags": number}) for number in (1, 2)]
+        for on in (True, False)
+    )
+    assert [config.keep_tags for config in shuffled] == [1, 2]
+    assert plain == [mine.default, mine.default]
+    for config in (*shuffled, *plain):
+        assert mine.config_of(mine.parameters_of(config)) == config
+    ranks = {"choices": [4, 8]}
+    never = space(parameters={"rank": ranks, "keep_tags": kept}, default=default)
+    assert list(never.distributions) == ["rank"]
+    always = space(
+        parameters={"rank": ranks, "keep_tags": kept},
+        default=default | {"shuffle_caption": True, "keep_tags": 1},
+    )
+    assert list(always.distributions) == ["rank", "keep_tags"]
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def serving(folder: Path) -> Iterator[str]:
         assert process.stdout
         said = process.stdout.readline()
         assert said.startswith("Open http://127.0.0.1:"), said
-        yield said.removeprefix("Open ").split(";")[0]
+        yield said.removeprefix("Open ").rsplit(";", 1)[0]
     finally:
         process.send_signal(signal.SIGINT)
         rest = process.communicate()[0]
@@ -138,17 +138,22 @@ def got(address: str, data: Any = None, **headers: str) -> tuple[bytes, Any]:
 @pytest.mark.skipif(not shutil.which("sh"), reason="has no Ctrl-C of another process")
 def test_the_page_draws_for_this_machine_alone(searched: Run, tmp_path: Path) -> None:
     expected = easel_of(searched, attach).draw("a red fox", 7, 1)
-    with serving(tmp_path) as address:
-        page, headers = got(address)
+    with serving(tmp_path) as opened:
+        address, token = opened.split("/?token=")
+        mine = {"Cookie": f"a=b; bench-{address.rpartition(':')[2]}={token}"}
+        page, headers = got(address, **mine)
         assert b"mine: the winner" in page and b"fonts.googleapis.com/css" not in page
         policy = headers["Content-Security-Policy"]
         assert "default-src 'self'" in policy and "http" not in policy
-        asked = json.loads(got(f"{address}/gradio_api/call/draw", {"data": ["a red fox", 7, 1]})[0])
-        events = got(f"{address}/gradio_api/call/draw/{asked['event_id']}")[0].decode()
+        asked = json.loads(got(f"{address}/gradio_api/call/draw", {"data": ["a red fox", 7, 1]}, **mine)[0])
+        events = got(f"{address}/gradio_api/call/draw/{asked['event_id']}", **mine)[0].decode()
         files = json.loads(events.split("event: complete\ndata: ")[1].splitlines()[0])
         for number, (file, image) in enumerate(zip(files, expected, strict=True)):
             drawn = tmp_path / f"{number}.png"
-            drawn.write_bytes(got(file["url"])[0])
+            drawn.write_bytes(got(file["url"], **mine)[0])
             np.testing.assert_array_equal(np.asarray(Image.open(drawn).convert("RGB")), image)
         with pytest.raises(urllib.error.HTTPError, match="400"):
-            got(address, Host="evil.example")
+            got(address, Host="evil.example", **mine)
+        for path in ("", "/config", "/gradio_api/info"):
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                got(address + path)

@@ -20,14 +20,19 @@ from bench.config import MAX_RANK, TrialConfig
 from bench.errors import UsageError
 from bench.naming import PEFT_PREFIX, Key, Part, Tensor, clip_spellings, other_kind, parse_key, unet_spellings
 from bench.yaml import Spec, validate
+from trainers.dora import frozen_norms
 from trainers.lora import METADATA, PREFIX, Adapter, Attached, Slots
 
 PEFT_CONFIG = "adapter_config.json"
 """What PEFT's own `save_pretrained` writes beside an adapter."""
+TEXT_PARTS: tuple[Part, ...] = ("text_encoder", "text_encoder_2")
 Parts = dict[Part, Adapter]
 """An adapter's modules, by the network that they belong to."""
 BASE_CHANGING = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """Values of init_lora_weights whose adapters belong to a base that PEFT changes when it loads them."""
+
+DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+"""Endings of keys as they are read here, which are PEFT's."""
 
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
@@ -48,7 +53,7 @@ class Description(Spec):
     def unsupported(self) -> list[str]:
         initial = str(self.init_lora_weights).lower()
         changing = [f"init_lora_weights={initial}"] if initial.startswith(BASE_CHANGING) else []
-        return [name for name in ("use_rslora", "use_dora") if getattr(self, name)] + changing
+        return ["use_rslora"] * bool(self.use_rslora) + changing
 
     def alpha(self, name: str) -> float:
         """Of a module, found as PEFT finds it; raises re.error."""
@@ -99,15 +104,29 @@ class Reader:
         return read
 
 
+def reader_of(base: BaseModel, adapter: Adapter, config: TrialConfig) -> Reader:
+    """How prompts are read with an adapter that has trained the text encoders."""
+    parts: Parts = {}
+    for part in (part for part in TEXT_PARTS if part in base.family.text_encoders):
+        prefix, spellings = f"{part}.", clip_spellings(adaptable_names(base.encoder(part)))
+        mine = {key.removeprefix(prefix): tensor for key, tensor in adapter.items() if key.startswith(prefix)}
+        parts[part] = _renamed(mine, spellings, "an adapter", base.name)
+        for name in _modules(parts[part]):
+            parts[part][f"{name}.lora_B.weight"] = parts[part][f"{name}.lora_B.weight"] * config.scale
+    return Reader(base, parts)
+
+
 @contextmanager
 def _worn(encoder: nn.Module, adapter: Adapter) -> Iterator[None]:
-    """Every adapted linear x ↦ W x gives W x + B A x."""
+    """Every adapted linear x ↦ W x gives W x + B A x, with DoRA times its gain."""
     handles = []
     for name in _modules(adapter):
         linear, (down, up) = encoder.get_submodule(name), _sides(adapter, name)
         assert isinstance(linear, nn.Linear)
-        matrices = (down.flatten(1), up.reshape(-1, len(down)))
-        handles.append(linear.register_forward_hook(_plus(*(each.to(linear.weight) for each in matrices))))
+        down, up = (each.to(linear.weight) for each in (down.flatten(1), up.reshape(-1, len(down))))
+        magnitude = adapter.get(f"{name}{MAGNITUDE}")
+        hook = _plus(down, up) if magnitude is None else _instead(linear, down, up, magnitude)
+        handles.append(linear.register_forward_hook(hook))
     try:
         yield
     finally:
@@ -122,11 +141,25 @@ def _plus(down: torch.Tensor, up: torch.Tensor) -> Callable[..., torch.Tensor]:
     return hook
 
 
+@torch.no_grad()
+def _instead(
+    linear: nn.Linear, down: torch.Tensor, up: torch.Tensor, magnitude: torch.Tensor
+) -> Callable[..., torch.Tensor]:
+    whole = linear.weight + up @ down
+    weight = (whole * (magnitude.to(whole.device) / frozen_norms(whole))[:, None]).to(whole.dtype)
+
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        return F.linear(inputs[0], weight, linear.bias)
+
+    return hook
+
+
 # Reading
 
 
 def read_adapter(path: Path) -> Parts:
-    """A, and B times alpha / rank, of every module in a file of one of the layouts of `bench.naming`.
+    """A, B times alpha / rank, and DoRA's magnitude (out) if there is one, of every module in a file of one
+    of the layouts of `bench.naming`.
 
     Names of modules are as the file spells them. Raises UsageError for a file that is damaged, not finite,
     or holds anything else: weights that are left out without a word would be scored as an adapter that
@@ -155,6 +188,7 @@ def _scaled(
     if len(whole) < len(modules):
         lame = next(name for name in modules if name not in whole)
         raise UsageError(f"{path}: {lame} lacks lora_A (lora_down) or lora_B (lora_up)")
+    _check_magnitudes(modules, described, path)
     adapter = {}
     for name, tensors in modules.items():
         down, up = tensors["down"], tensors["up"]
@@ -163,8 +197,23 @@ def _scaled(
         up = up * (alpha / rank)
         if not torch.isfinite(up).all():
             raise UsageError(f"{path}: {name}: lora_B times alpha / rank is not finite: alpha is {alpha:g}")
-        adapter[f"{name}.lora_A.weight"], adapter[f"{name}.lora_B.weight"] = down, up
+        adapter[f"{name}{DOWN}"], adapter[f"{name}{UP}"] = down, up
+        if "magnitude" in tensors:
+            adapter[f"{name}{MAGNITUDE}"] = tensors["magnitude"].flatten()
     return adapter
+
+
+def _check_magnitudes(
+    modules: Mapping[str, Mapping[Tensor, torch.Tensor]], described: "Described | None", path: Path
+) -> None:
+    plain = [name for name, tensors in modules.items() if "magnitude" not in tensors]
+    if plain and len(plain) < len(modules):
+        raise UsageError(
+            f"{path}: {plain[0]} lacks a magnitude of DoRA, which other modules have; all of them or none "
+            "are allowed"
+        )
+    if plain and described and described.by.use_dora:
+        raise UsageError(f"{described.source}: made with use_dora, but {path} holds no magnitudes")
 
 
 def _read(path: Path) -> tuple[Adapter, dict[str, str]]:
@@ -207,6 +256,8 @@ def _check_tensors(keys: Mapping[str, Key | None], tensors: Mapping[str, torch.T
             raise UsageError(f"{path}: {key} holds values that are not finite")
         if parsed and parsed.tensor == "alpha":
             _check_alpha(f"{path}: {key}", tensor)
+        elif parsed and parsed.tensor == "magnitude":
+            _check_magnitude(f"{path}: {key}", tensor)
         elif tensor.ndim < 2:
             raise UsageError(
                 f"{path}: {key} has shape {tuple(tensor.shape)}; two or more dimensions are allowed"
@@ -218,6 +269,17 @@ def _check_alpha(source: str, tensor: torch.Tensor) -> None:
         raise UsageError(f"{source} has shape {tuple(tensor.shape)}; one number is allowed")
     if tensor.item() <= 0:
         raise UsageError(f"{source} is {tensor.item():g}; a number above 0 is allowed")
+
+
+def _check_magnitude(source: str, tensor: torch.Tensor) -> None:
+    """LyCORIS and OneTrainer may decompose by inputs, (1, in, …); PEFT has (1, out, 1, 1) of convolutions."""
+    shape, by_output = tuple(tensor.shape), not source.endswith(".dora_scale")
+    outputs = shape[1] if by_output and len(shape) > 1 and shape[0] == 1 else (*shape, 1)[0]
+    if outputs != tensor.numel():
+        raise UsageError(
+            f"{source} has shape {shape}: one number of each output is allowed, (out, 1, …); a DoRA that "
+            "decomposes by inputs is not supported"
+        )
 
 
 def _rank(source: str, down: torch.Tensor, up: torch.Tensor) -> int:
@@ -305,7 +367,7 @@ def _fitted(base: BaseModel, parts: Parts, path: Path, weight: float) -> Parts:
         fitted[part] = _renamed(adapter, _spellings(base, part, network), str(path), base.name)
         _check_fit(network, fitted[part], f"{path}: does not fit {base.name}")
         for name in _modules(fitted[part]):
-            fitted[part][f"{name}.lora_B.weight"] *= weight
+            fitted[part][f"{name}{UP}"] *= weight
     if len(parts) > 1:
         base.release_encoders()
     return fitted
@@ -329,48 +391,60 @@ def _renamed(adapter: Adapter, spellings: Mapping[str, str], file: str, base: st
     renamed: Adapter = {}
     for name in names:
         module = spellings[name]
-        if f"{module}.lora_A.weight" in renamed:
+        if f"{module}{DOWN}" in renamed:
             raise UsageError(f"{file}: adapts {module} twice, under two names; one of them is {name}")
-        for side in ("lora_A", "lora_B"):
-            renamed[f"{module}.{side}.weight"] = adapter[f"{name}.{side}.weight"]
+        for ending in (DOWN, UP, MAGNITUDE):
+            if f"{name}{ending}" in adapter:
+                renamed[f"{module}{ending}"] = adapter[f"{name}{ending}"]
     return renamed
 
 
 def _check_fit(network: nn.Module, adapter: Adapter, misfit: str) -> None:
     """Sizes: a side of 1 would be spread over the whole module when it is copied into a slot."""
     for name in _modules(adapter):
-        weight, rank = network.get_submodule(name).weight, len(adapter[f"{name}.lora_A.weight"])
+        weight, rank = network.get_submodule(name).weight, len(adapter[f"{name}{DOWN}"])
         assert isinstance(weight, torch.Tensor)
-        for side, size in (("lora_A", weight[0].numel()), ("lora_B", len(weight))):
-            tensor = adapter[f"{name}.{side}.weight"]
+        for ending, size in ((DOWN, weight[0].numel()), (UP, len(weight))):
+            tensor = adapter[f"{name}{ending}"]
             if tensor.numel() != rank * size:
                 raise UsageError(
-                    f"{misfit}: {name}.{side}.weight has shape {tuple(tensor.shape)}; "
+                    f"{misfit}: {name}{ending} has shape {tuple(tensor.shape)}; "
                     f"{rank} × {size} numbers are allowed"
                 )
+        magnitude = adapter.get(f"{name}{MAGNITUDE}")
+        if magnitude is not None and len(magnitude) != len(weight):
+            raise UsageError(
+                f"{misfit}: the magnitude of {name} has {len(magnitude)} numbers; {len(weight)} are allowed"
+            )
 
 
 def _slot_config(adapter: Adapter) -> TrialConfig:
     """A slot that holds the adapter: B is scaled already, so alpha equals the rank."""
     modules = _modules(adapter)
-    rank = max(len(adapter[f"{name}.lora_A.weight"]) for name in modules)
-    return TrialConfig(rank=rank, alpha=rank, learning_rate=1e-4, epochs=1, target_modules=tuple(modules))
+    rank = max(len(adapter[f"{name}{DOWN}"]) for name in modules)
+    dora = any(key.endswith(MAGNITUDE) for key in adapter)
+    return TrialConfig(
+        rank=rank, alpha=rank, learning_rate=1e-4, epochs=1, target_modules=tuple(modules), dora=dora
+    )
 
 
 def _modules(adapter: Adapter) -> list[str]:
-    return [key.removesuffix(".lora_A.weight") for key in adapter if key.endswith(".lora_A.weight")]
+    return [key.removesuffix(DOWN) for key in adapter if key.endswith(DOWN)]
 
 
 def _sides(adapter: Adapter, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """A and B."""
-    return adapter[f"{name}.lora_A.weight"], adapter[f"{name}.lora_B.weight"]
+    return adapter[f"{name}{DOWN}"], adapter[f"{name}{UP}"]
 
 
 def _padded(adapter: Adapter, rank: int) -> Adapter:
     """Modules of a lower rank filled up with zeros, which change nothing."""
     padded = {}
     for key, tensor in adapter.items():
-        axis = 0 if key.endswith(".lora_A.weight") else 1
+        if key.endswith(MAGNITUDE):
+            padded[key] = tensor
+            continue
+        axis = 0 if key.endswith(DOWN) else 1
         shape = list(tensor.shape)
         shape[axis] = rank - shape[axis]
         padded[key] = torch.cat([tensor, tensor.new_zeros(shape)], dim=axis)

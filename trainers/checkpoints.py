@@ -23,6 +23,8 @@ from trainers.lora import Adapter, load_adapter, save_adapter
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 """As diffusers names it, and finds it in a folder."""
+EFFECTIVE_BATCH = "train_batch_size x gradient_accumulation_steps x processes"
+"""A key of what decided the weights."""
 SCHEMA = 1
 
 
@@ -117,6 +119,9 @@ def refuse_changed(folder: Path, made_by: Mapping[str, Any]) -> None:
         # A key that the checkpoint is older than had its default.
         defaults = {name: field.default for name, field in TrainingConfig.model_fields.items()}
         known = defaults | state["made_by"] if state["schema"] == SCHEMA else {}
+        if known:  # one without this key is of one process
+            size = known["batch_size"] * known["gradient_accumulation_steps"]
+            known = {EFFECTIVE_BATCH: size} | known
         changed = [key for key, value in made_by.items() if key not in known or known[key] != value]
     if changed:
         names = ", ".join(GUIDE_NAMES.get(key, key) for key in changed)

@@ -7,7 +7,7 @@ what it would have given alone, whatever its neighbours.
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,10 +24,12 @@ from bench.config import TrialConfig
 from bench.denoising import DenoisingLoss
 from bench.graphs import Compute, captured
 from bench.lanes import threads_of
-from trainers.lora import Adapter, Attached, Slots, save_adapter
+from trainers.adapters import Reader, reader_of
+from trainers.lora import Adapter, Attached, Slots, of_unet, save_adapter
 from trainers.optimizer import RowOptimizer, rate_at
 from trainers.processes import Processes
 from trainers.samples import Draw, batch, draw, draw_prior, together
+from trainers.text import CaptionReader
 
 AHEAD = 2
 """Steps that may wait on a GPU: enough to keep it busy, few enough that progress is true."""
@@ -247,10 +249,11 @@ class Pack:
         gradients = [gradient for _, gradient in found]
         alone = len(found) * self._processes.number == 1
         gradient = gradients[0] if alone else _mean(gradients)
-        if self._has_prior:
-            prior = self._gradients(PRIOR, draw_prior, steps)
-            gradient = gradient + _mean([gradient for _, gradient in prior])
         self._processes.average(gradient, losses)
+        if self._has_prior:
+            prior = _mean([gradient for _, gradient in self._gradients(PRIOR, draw_prior, steps)])
+            self._processes.average(prior)  # by itself: the same bits whoever has which part
+            gradient = gradient + prior
         self._optimizer.update(self.slots.weights, gradient, configs, rates, steps)
         self.slots.average(steps)
         for trial in self.trials:
@@ -290,6 +293,9 @@ class Pack:
         drawn, images = self._drawn[bucket, size], [*self._data.buckets, self._data.prior][bucket]
         assert images
         samples = batch(images, self._data.empty, drawn)
+        if self._captions:
+            text = self._captions.read(bucket, drawn, samples.text, self.slots.trains_text)
+            samples = replace(samples, text=text)
         with keep_text(project_text(self._unet, samples.text.hidden)):
             losses = (self._objective(samples) * drawn.weight).view(len(self.slots), -1).mean(dim=1)
             return losses.detach(), self.slots.gradient(losses.sum())
@@ -306,7 +312,8 @@ class Pack:
     def focus(self, trials: Sequence[Trial]) -> None:
         """Attach these alone, to be drawn."""
         places = [self.slot(trial) for trial in trials]
-        self._base.attached = Attached(self.slots, places, self._spare)
+        readers = _readers(self._base, trials, self.adapter)
+        self._base.attached = Attached(self.slots, places, self._spare, readers)
 
     def _spare(self) -> None:
         """Give back the memory of the training's graphs, which are captured again when it goes on."""
@@ -350,9 +357,12 @@ class Pack:
         self._places = list(trials)
         configs = [trial.config for trial in trials]
         share = configs[0].batch_size // self._processes.number
-        self.slots = Slots(self._base.unet, configs, math.ceil(share / self._num_parts))
-        given = self.slots.weights, self.slots.num_A, self.slots.factor
-        self._optimizer = RowOptimizer(*given, configs)
+        train_text = any(config.trains_text for config in configs)
+        self._captions = CaptionReader(self._base, self._data) if train_text else None
+        encoders = self._captions.encoders if self._captions else None
+        self.slots = Slots(self._base.unet, configs, math.ceil(share / self._num_parts), encoders)
+        given = self.slots.weights, self.slots.begin_B, self.slots.factor
+        self._optimizer = RowOptimizer(*given, configs, self.slots.num_text, self.slots.tensors)
         self.slots.__enter__()  # once nothing can run out of memory any more
         for slot, trial in enumerate(trials):
             self._go_on(slot, trial)
@@ -369,6 +379,7 @@ class Pack:
         for name, numbers in self._optimizer.numbers.items():
             if name in state:
                 numbers[slot] = state[name]["numbers"]
+        self._optimizer.go_on(slot, self.slots.weights[slot], state)
 
     def _attach_again(self, trials: Sequence[Trial]) -> None:
         """In slots of other shapes, where those that have begun go on."""
@@ -378,6 +389,7 @@ class Pack:
         self.slots.__exit__()
         self.slots.give_back()
         self._optimizer.give_back()
+        self._captions = None
         self._attach(trials)
 
     def halt(self) -> None:
@@ -390,10 +402,19 @@ class Pack:
         slot = self.slot(trial)
         rows = {name: self.slots.read(rows, slot) for name, rows in self._rows().items()}
         numbers = self._optimizer.numbers.items()
-        return rows | {name: {"numbers": of_all[slot].cpu().clone()} for name, of_all in numbers}
+        of_row = {name: {"numbers": of_all[slot].cpu().clone()} for name, of_all in numbers}
+        return rows | of_row | self._optimizer.state(slot)
 
     def _rows(self) -> dict[str, torch.Tensor]:
         return self.slots.rows | self._optimizer.rows
+
+
+def _readers(
+    base: BaseModel, trials: Sequence[Trial], adapter: Callable[[Trial], Adapter]
+) -> dict[int, Reader]:
+    """How those trials that train the text encoders read prompts, by place."""
+    training = [(place, trial) for place, trial in enumerate(trials) if trial.config.trains_text]
+    return {place: reader_of(base, adapter(trial), trial.config) for place, trial in training}
 
 
 def _mean(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -461,9 +482,10 @@ class Spread:
             return
         self._shown = Slots(self._base.unet, [trial.config for trial in trials])
         for slot, trial in enumerate(trials):
-            self._shown.load(slot, self.adapter(trial))
+            self._shown.load(slot, of_unet(self.adapter(trial)))
         self._shown.__enter__()
-        self._base.attached = Attached(self._shown, list(range(len(trials))))
+        readers = _readers(self._base, trials, self.adapter)
+        self._base.attached = Attached(self._shown, list(range(len(trials))), readers=readers)
 
     def leave(self, indices: set[int], standing: Sequence[Trial]) -> None:
         """Trials that end here; the others go on to their next rung."""

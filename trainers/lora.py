@@ -1,4 +1,4 @@
-"""Stacked adapters: K LoRAs side by side on one frozen UNet.
+"""Stacked adapters: K LoRAs side by side on one frozen UNet, and on its text encoders if they are trained.
 
 Every target module keeps its frozen base and gains, for each of K slots, A and B of shape (rank, in)
 and (out, rank). A batch is ordered by slot: its first 1/K goes through slot 0, the next through slot 1,
@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +21,19 @@ from torch import nn
 
 from bench.base import Reader, adaptable_names, target_names
 from bench.blocks import linear, text_readers
-from bench.config import TrialConfig
+from bench.config import TEXT_ATTENTION, TrialConfig
 from bench.errors import UsageError
 from bench.graphs import aside
+from bench.naming import clip_name
+from trainers.dora import Gain, frozen_norms, norms
 from trainers.dropout import Mask, Masked, Masks
 
 PREFIX, METADATA = "unet.", "lora_adapter_metadata"
 """Of the keys, and of the description, in a file that diffusers writes and reads."""
 Adapter = dict[str, torch.Tensor]
-"""`<module>.lora_A.weight` and `<module>.lora_B.weight` in PEFT's layout, unpadded, float32."""
+"""`<module>.lora_A.weight` and `<module>.lora_B.weight` in PEFT's layout, unpadded, float32; of DoRA
+`<module>.lora_magnitude_vector` too. A text encoder's modules are named as in files,
+`text_encoder.text_model.…`."""
 
 
 class SlotModule(nn.Module):
@@ -80,13 +84,17 @@ class Group:
         self.ranks: tuple[int, ...] = ()
         """Rank of each slot here; 0 for a slot that does not target these modules."""
         self.mask: Mask | None = None
+        self.gain: torch.Tensor | None = None
+        """DoRA's, (K, 1, G · out), float32; 1 for slots without. None where no slot has it."""
+        self.enlarge: torch.Tensor | None = None
+        """What dropout keeps is multiplied by it (K), where there is a gain; else B carries it."""
         self.merged: torch.Tensor | None = None
         """Weights with each slot's update added, (K, G · out, in, …), while images are drawn on a CPU."""
 
     def release(self) -> None:
         """Hold no memory of adapters."""
         self.A = self.B = torch.empty(0)
-        self.gradient = self.mask = self.merged = None
+        self.gradient = self.mask = self.gain = self.merged = None
 
     def _lay_together(self, frozen: Sequence[nn.Module]) -> None:
         """One weight, of which the modules' own become views: no memory is taken twice."""
@@ -113,6 +121,8 @@ class Group:
         slots, rank = self.num_slots, self.B.shape[-1]
         update = self.B.flatten(0, 1) @ self.A.reshape(slots * len(self), rank, self.in_features)
         self.merged = self.weight + update.view(slots, *self.weight.shape)
+        if self.gain is not None:
+            self.merged *= self.gain.view(slots, -1, *(1,) * (self.weight.ndim - 1))
 
     def output(self, x: torch.Tensor, place: int) -> torch.Tensor:
         """Of one module alone."""
@@ -140,8 +150,23 @@ class Group:
         if gradient:
             gradient = rows(gradient[0], 1).flatten(1, 2), gradient[1][:, modules]
         slotted = x.reshape(self.num_slots, -1, x.shape[-1])
-        y: torch.Tensor = SlotProduct.apply(slotted, weight, self.bias, A, B, self.mask, gradient)
+        if self.gain is not None:
+            kept = self._kept(slotted)
+            rest = self.bias if kept is slotted else F.linear(slotted - kept, weight, self.bias)
+            y: torch.Tensor = SlotProduct.apply(kept, weight, None, A, B, None, gradient)
+            y = Gain.apply(y, rows(self.gain, 2).flatten(2))
+            y = y if rest is None else y + rest
+        else:
+            y = SlotProduct.apply(slotted, weight, self.bias, A, B, self.mask, gradient)
         return y.view(*x.shape[:-1], -1)
+
+    def _kept(self, x: torch.Tensor) -> torch.Tensor:
+        """What dropout leaves of x, whose first axis is of slots or samples, enlarged."""
+        if not self.mask or self.enlarge is None:
+            return x
+        enlarge = self.enlarge.repeat_interleave(len(x) // self.num_slots)
+        kept: torch.Tensor = Masked.apply(x, self.mask) * enlarge.view(-1, *(1,) * (x.ndim - 1))
+        return kept.to(x.dtype)
 
     def _convolution(self, x: torch.Tensor) -> torch.Tensor:
         frozen = self.modules[0].frozen
@@ -149,9 +174,22 @@ class Group:
         if self.merged is not None:
             parts = zip(x.chunk(len(self.merged)), self.merged, strict=True)
             return _joined([_convolve(frozen, part, weight, frozen.bias) for part, weight in parts])
-        outputs = list(frozen(x).chunk(self.num_slots))
-        if self.mask:
-            x = Masked.apply(x, self.mask)
+        if self.gain is not None:
+            kept = self._kept(x)
+            y = self._updated(frozen, _convolve(frozen, kept, frozen.weight, None), kept)
+            slotted = torch.unflatten(y, 0, (self.num_slots, -1))
+            scaled: torch.Tensor = Gain.apply(slotted, self.gain[..., None, None])
+            y = scaled.flatten(0, 1)
+            if kept is not x:
+                y = y + frozen(x - kept)
+            elif self.bias is not None:
+                y = y + self.bias[:, None, None]
+            return y
+        return self._updated(frozen, frozen(x), Masked.apply(x, self.mask) if self.mask else x)
+
+    def _updated(self, frozen: nn.Conv2d, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """y, a convolution of samples, plus the updates of x."""
+        outputs = list(y.chunk(self.num_slots))
         # Slot by slot: a convolution that few slots adapt costs only those.
         inputs = zip(x.chunk(self.num_slots), self.A.unbind(), self.B.unbind(), self.ranks, strict=True)
         for slot, (part, A, B, rank) in enumerate(inputs):
@@ -241,35 +279,97 @@ def _convolve(
     return F.conv2d(x, weight, bias, frozen.stride, frozen.padding, frozen.dilation)
 
 
+class Place(NamedTuple):
+    """Where a module lies."""
+
+    network: nn.Module
+    name: str
+    """In the network."""
+
+    @property
+    def module(self) -> nn.Module:
+        return self.network.get_submodule(self.name)
+
+    def put(self, module: nn.Module) -> None:
+        parent, _, child = self.name.rpartition(".")
+        setattr(self.network.get_submodule(parent), child, module)
+
+
+Places = Mapping[str, Place]
+"""By the names that adapters give to modules."""
+
+
+def _places(unet: nn.Module, encoders: Mapping[str, nn.Module]) -> Places:
+    """Of all modules that may get an adapter: the UNet's, in its order, then of each text encoder."""
+    places = {name: Place(unet, name) for name in adaptable_names(unet)}
+    for part, encoder in encoders.items():
+        attention = [n for n in adaptable_names(encoder) if n.rpartition(".")[2] in TEXT_ATTENTION]
+        places |= {f"{part}.{clip_name(name)}": Place(encoder, name) for name in attention}
+    return places
+
+
+def is_text(name: str) -> bool:
+    """Whether a module, or a key, of an adapter is of a text encoder."""
+    return name.startswith("text_encoder")
+
+
+def of_unet(adapter: Adapter) -> Adapter:
+    """The part that is not of a text encoder."""
+    return {key: tensor for key, tensor in adapter.items() if not is_text(key)}
+
+
 class Slots:
     """K adapters of a UNet, one for each config; attached to it within the context that they manage.
 
-    `weights` is (K, P), float32: row k holds all A, then all B, of slot k, so that clipping, a learning rate
-    per slot and AdamW are a few operations on rows. The modules see copies in the UNet's dtype, in which B
-    carries alpha / rank: one copy to train with, others to draw a few slots' images.
+    `weights` is (K, P), float32: row k holds DoRA's magnitudes, then all A, then all B, of slot k, so that
+    clipping, a learning rate per slot and AdamW are a few operations on rows. The modules see copies in the
+    UNet's dtype, in which B carries alpha / rank: one copy to train with, others to draw a few slots' images.
+    Magnitudes are 0 where a slot has none. Of all three the UNet's come first, then those of the text
+    encoders that are given: slots whose config does not train them have zeros there.
     """
 
-    def __init__(self, unet: nn.Module, configs: Sequence[TrialConfig], num_samples: int = 1) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        configs: Sequence[TrialConfig],
+        num_samples: int = 1,
+        encoders: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        """`encoders`, by part, to train them; without them an adapter is of the UNet alone."""
         self.configs = list(configs)
-        self.unet = unet
         parameter = next(unet.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        self._names = adaptable_names(unet)
+        self._places = _places(unet, encoders or {})
+        self._names = [name for name in self._places if not is_text(name)]
+        self._text_names = [name for name in self._places if is_text(name)]
         self._targets = [self._targeted(config) for config in configs]
         wanted = frozenset().union(*self._targets)
-        names = [name for name in self._names if name in wanted]
+        names = [name for name in self._places if name in wanted]
         wide = not any(config.dropout for config in configs)
-        self.groups, self.modules = _grouped(unet, names, _text_families(unet) if wide else [])
+        self.groups, self.modules = _grouped(self._places, names, _text_families(unet) if wide else [])
         self.rank = _padded_rank(max(config.highest_rank for config in configs), self.device)
         self.num_A = self.rank * sum(len(group) * group.in_features for group in self.groups)
-        num_B = self.rank * sum(len(group) * group.out_features for group in self.groups)
-        self.weights = torch.zeros(len(configs), self.num_A + num_B, device=self.device)
+        num_outputs = sum(len(group) * group.out_features for group in self.groups)
+        of_text = [group for group in self.groups if is_text(group.order[0])]
+        self.num_text = (
+            self.rank * sum(group.in_features for group in of_text),
+            self.rank * sum(group.out_features for group in of_text),
+        )
+        """Of the weights in a row that are A's, and B's, of text encoders: the last of each."""
+        self._decomposed = any(config.dora for config in configs)
+        self.begin_A = num_outputs * self._decomposed
+        self.begin_B = self.begin_A + self.num_A
+        self._squares = [frozen_norms(g.weight).square() for g in self.groups if self._decomposed]
+        self.weights = torch.zeros(len(configs), self.begin_B + self.rank * num_outputs, device=self.device)
         self._averages = torch.zeros_like(self.weights) if any(config.ema for config in configs) else None
-        self.masks = Masks(len(self), num_samples, len(self._names), self.device)
+        self.masks = Masks(len(self), num_samples, len(self._places), self.device)
         self.factor = torch.empty(len(self), 1, device=self.device)
         """Of B, in what the modules see while they train, (K, 1)."""
+        self.trains_text = torch.zeros(len(self), 1, dtype=torch.bool, device=self.device)
+        """(K, 1)."""
+        self._enlarge = torch.empty(len(self), device=self.device)
         self._training, self._gradient = self._copy(len(self)), self._copy(len(self))
-        for seen in (*self._training.A, *self._training.B):
+        for seen in (*self._training.A, *self._training.B, *self._training.gains):
             seen.requires_grad_()
         self._drawing: dict[int, Copy] = {}
         self.graphs: dict[Hashable, Any] = {}
@@ -280,12 +380,12 @@ class Slots:
 
     def __enter__(self) -> "Slots":
         for name, module in self.modules.items():
-            _replace(self.unet, name, module)
+            self._places[name].put(module)
         return self
 
     def __exit__(self, *_: object) -> None:
         for name, module in self.modules.items():
-            _replace(self.unet, name, module.frozen)
+            self._places[name].put(module.frozen)
         self.graphs.clear()
         self._drawing.clear()
         for group in self.groups:  # modules and groups know each other: they would keep memory for long
@@ -305,21 +405,25 @@ class Slots:
         drops = any(each.dropout for each in self.configs)
         shaped = config.highest_rank <= self.rank and self.modules.keys() >= self._targeted(config)
         averaged = self._averages is not None or not config.ema
-        return shaped and averaged and (drops or not config.dropout)
+        read = bool(self._text_names) or not config.trains_text
+        decomposed = self._decomposed or not config.dora
+        return shaped and averaged and read and decomposed and (drops or not config.dropout)
 
     def _targeted(self, config: TrialConfig) -> frozenset[str]:
-        return frozenset(target_names(self._names, config))
+        text = self._text_names if config.trains_text else []
+        return frozenset([*target_names(self._names, config), *text])
 
     def put(self, slot: int, config: TrialConfig) -> None:
         """A new adapter for a config that fits, as PEFT would begin it."""
         self.configs[slot] = config
         self._targets[slot] = self._targeted(config)
         self._settle()
-        self.load(slot, initial_adapter(self._shapes(slot), config))
+        magnitudes = self._initial_magnitudes(slot) if config.dora else {}
+        self.load(slot, initial_adapter(self._shapes(slot), config) | magnitudes)
 
     def load(self, slot: int, adapter: Mapping[str, torch.Tensor]) -> None:
         """Put an adapter into a slot; raises UsageError if its modules or shapes are not the slot's."""
-        expected = {key for name in self._targets[slot] for key in _keys(name)}
+        expected = {key for name in self._targets[slot] for key in self._keys(slot, name)}
         if set(adapter) != expected:
             wrong = sorted(set(adapter) ^ expected)
             raise UsageError(
@@ -367,22 +471,52 @@ class Slots:
     def write(self, rows: torch.Tensor, slot: int, adapter: Mapping[str, torch.Tensor]) -> None:
         """Lay an adapter, or anything of its shape, out in a row of `rows` (K, P)."""
         row = torch.zeros(rows.shape[1])
-        for name, (A, B) in self._views(row).items():
+        for name, (A, magnitude, B) in self._views(row).items():
             if name in self._targets[slot]:
-                rank, (key_a, key_b) = self.configs[slot].rank_of(name), _keys(name)
+                rank, (key_a, key_b, *others) = self.configs[slot].rank_of(name), self._keys(slot, name)
                 A[:rank] = adapter[key_a].reshape(rank, -1)
                 B[:, :rank] = adapter[key_b].reshape(-1, rank)
+                for key in others:
+                    magnitude[:] = adapter[key].flatten()
         rows[slot] = row.to(rows.device)
+
+    def tensors(self, row: torch.Tensor, slot: int) -> Adapter:
+        """A slot's tensors in a row (P), by name, as views without padding: A (rank, in), B (out, rank)."""
+        found: Adapter = {}
+        for name, (A, magnitude, B) in self._views(row).items():
+            if name in self._targets[slot]:
+                rank, (key_a, key_b, *others) = self.configs[slot].rank_of(name), self._keys(slot, name)
+                found |= {key_a: A[:rank], key_b: B[:, :rank]} | dict.fromkeys(others, magnitude)
+        return found
 
     def read(self, rows: torch.Tensor, slot: int) -> Adapter:
         """Inverse of `write`, on the CPU."""
         shapes, result = self._shapes(slot), {}
         views = self._views(rows[slot].detach().cpu())
         for name, (shape_a, shape_b) in shapes.items():
-            (A, B), (key_a, key_b), rank = views[name], _keys(name), self.configs[slot].rank_of(name)
+            (A, magnitude, B), rank = views[name], self.configs[slot].rank_of(name)
+            key_a, key_b, *others = self._keys(slot, name)
             result[key_a] = A[:rank].clone().reshape(shape_a)
             result[key_b] = B[:, :rank].clone().reshape(shape_b)
+            for key in others:
+                result[key] = magnitude.clone().view(_magnitude_shape(shape_b))
         return result
+
+    def _keys(self, slot: int, name: str) -> list[str]:
+        """Of a module's A and B, and magnitude if there is one: the text encoders have none."""
+        decomposed = self.configs[slot].dora and not is_text(name)
+        return [*_keys(name), *([_magnitude_key(name)] if decomposed else [])]
+
+    def _initial_magnitudes(self, slot: int) -> Adapter:
+        """The norms of the frozen weights: DoRA begins as the base."""
+        magnitudes = {}
+        for name, (_, shape_b) in self._shapes(slot).items():
+            if is_text(name):
+                continue
+            weight = self.modules[name].frozen.weight
+            assert isinstance(weight, torch.Tensor)
+            magnitudes[_magnitude_key(name)] = frozen_norms(weight).cpu().view(_magnitude_shape(shape_b))
+        return magnitudes
 
     # What the modules see
 
@@ -408,7 +542,7 @@ class Slots:
         self._show(copy, slots, training=False)
         if self.device.type == "cpu" and self.dtype == torch.float32:
             for group in self.groups:
-                if group.enabled:
+                if group.enabled and not is_text(group.order[0]):  # which is not drawn through
                     group.merge()
 
     @property
@@ -419,13 +553,13 @@ class Slots:
     def gradient(self, loss: torch.Tensor) -> torch.Tensor:
         """d loss / d what the modules see, (K, P) in the UNet's dtype: A, and B that carries `factor`.
 
-        The next call overwrites it.
+        And d loss / d magnitudes. The next call overwrites it.
         """
-        seen = [*self._training.A, *self._training.B]
+        seen = [*self._training.A, *self._training.B, *self._training.gains]
         found = torch.autograd.grad(loss, seen, allow_unused=True)
         into = [*self._gradient.A, *self._gradient.B]
         # Of convolutions: products have written theirs.
-        pairs = [(here, there) for here, there in zip(into, found, strict=True) if there is not None]
+        pairs = [(here, there) for here, there in zip(into, found, strict=False) if there is not None]
         if pairs:
             torch._foreach_copy_([here for here, _ in pairs], [there for _, there in pairs])
         aside.join()
@@ -433,16 +567,26 @@ class Slots:
             if not group.enabled:
                 for of_idle in group.gradient or ():
                     of_idle.zero_()
+        if gains := self._training.gains:
+            given = zip(gains, found[len(into) :], strict=True)
+            of_gains = [torch.zeros_like(gain) if there is None else there for gain, there in given]
+            of_magnitudes = self._gradient.rows[:, : self.begin_A]
+            torch.div(torch.cat(of_gains, dim=2).squeeze(1), self._training.norms, out=of_magnitudes)
         return self._gradient.rows
 
     def _settle(self) -> None:
         """What depends on the configs alone; in place, since graphs hold it."""
         self.masks.set_rates([config.dropout for config in self.configs])
-        self.factor.copy_(_column([config.scale / (1 - config.dropout) for config in self.configs]))
+        kept = [1 - config.dropout for config in self.configs]
+        self._enlarge.copy_(1 / torch.tensor(kept))
+        carried = [1.0] * len(kept) if self._decomposed else kept
+        pairs = zip(self.configs, carried, strict=True)
+        self.factor.copy_(_column([config.scale / share for config, share in pairs]))
+        self.trains_text.copy_(_column([config.trains_text for config in self.configs]))
 
     def _copy(self, num_slots: int) -> "Copy":
         rows = torch.zeros(num_slots, self.weights.shape[1], dtype=self.dtype, device=self.device)
-        A, B, begin_A, begin_B = [], [], 0, self.num_A
+        A, B, begin_A, begin_B = [], [], self.begin_A, self.begin_B
         for group in self.groups:
             end_A = begin_A + self.rank * len(group) * group.in_features
             end_B = begin_B + self.rank * len(group) * group.out_features
@@ -450,18 +594,37 @@ class Slots:
             shape = (len(group), group.out_features, self.rank)
             B.append(torch.unflatten(rows[:, begin_B:end_B], 1, shape))
             begin_A, begin_B = end_A, end_B
-        return Copy(rows, A, B)
+        gain, of_weights = torch.ones(2, num_slots, self.begin_A, device=self.device)
+        widths = [len(group) * group.out_features for group in self.groups if self._decomposed]
+        gains = list(gain.unsqueeze(1).split(widths, dim=2)) if widths else []
+        return Copy(rows, A, B, gains, of_weights)
 
     @torch.no_grad()
     def _fill(self, copy: "Copy", weights: torch.Tensor, factor: torch.Tensor) -> None:
-        copy.rows[:, : self.num_A] = weights[:, : self.num_A]
-        torch.mul(weights[:, self.num_A :], factor, out=copy.rows[:, self.num_A :])
+        of_A = slice(self.begin_A, self.begin_B)
+        copy.rows[:, of_A] = weights[:, of_A]
+        torch.mul(weights[:, self.begin_B :], factor, out=copy.rows[:, self.begin_B :])
+        if copy.gains:
+            self._measure(copy, weights[:, : self.begin_A])
+
+    def _measure(self, copy: "Copy", magnitudes: torch.Tensor) -> None:
+        """Gains of magnitudes (K, outputs): 1 where there is none, and none is trained there."""
+        given = zip(self.groups, self._squares, copy.A, copy.B, strict=True)
+        found = [norms(group.weight, squares, A, B) for group, squares, A, B in given]
+        torch.cat(found, dim=1, out=copy.norms).masked_fill_(magnitudes == 0, torch.inf)
+        gains = (magnitudes / copy.norms).masked_fill_(magnitudes == 0, 1)
+        begin = 0
+        for gain in copy.gains:
+            gain[:, 0] = gains[:, begin : begin + gain.shape[2]]
+            begin += gain.shape[2]
 
     def _show(self, copy: "Copy", slots: Sequence[int], *, training: bool) -> None:
         # A graph is captured for all ranks and targets: those that a slot lacks are zeros in it.
         fixed = self.device.type == "cuda"
         gradients = zip(self._gradient.A, self._gradient.B, strict=True)
-        for group, A, B, gradient in zip(self.groups, copy.A, copy.B, gradients, strict=True):
+        gains: Sequence[torch.Tensor | None] = copy.gains or [None] * len(self.groups)
+        seen = zip(self.groups, copy.A, copy.B, gains, gradients, strict=True)
+        for group, A, B, gain, gradient in seen:
             name = group.order[0]  # of a larger group it only counts whether there is a rank
             targeted = [bool(group.names & self._targets[slot]) for slot in slots]
             ranks = [self.configs[slot].rank_of(name) * t for slot, t in zip(slots, targeted, strict=True)]
@@ -469,25 +632,28 @@ class Slots:
                 ranks = [self.rank] * len(slots)
             group.A, group.B, group.ranks, group.merged = A, B, tuple(ranks), None
             group.mask = self.masks.mask(group.number) if training else None
+            group.gain, group.enlarge = gain, self._enlarge
             group.gradient = gradient if training else None
 
     # Layout
 
-    def _views(self, row: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """A (R, in) and B (out, R) of every module in a row (P)."""
-        views, begin_A, begin_B = {}, 0, self.num_A
+    def _views(self, row: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """A (R, in), magnitude (out), empty where no slot has any, and B (out, R) of each module in a row."""
+        views, begin, begin_A, begin_B = {}, 0, self.begin_A, self.begin_B
         for name, module in self.modules.items():
             group = module.group
             end_A = begin_A + self.rank * group.in_features
             end_B = begin_B + self.rank * group.out_features
-            views[name] = row[begin_A:end_A].view(self.rank, -1), row[begin_B:end_B].view(-1, self.rank)
-            begin_A, begin_B = end_A, end_B
+            end = begin + group.out_features * self._decomposed
+            A, B = row[begin_A:end_A].view(self.rank, -1), row[begin_B:end_B].view(-1, self.rank)
+            views[name] = A, row[begin:end], B
+            begin, begin_A, begin_B = end, end_A, end_B
         return views
 
     def _shapes(self, slot: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         """Module name -> shapes of A and B in PEFT's layout."""
         shapes = {}
-        for name in self._names:  # in whose order initial weights are drawn, whatever lies together
+        for name in self._places:  # in whose order initial weights are drawn, whatever lies together
             if name in self._targets[slot]:
                 weight = self.modules[name].frozen.weight
                 assert isinstance(weight, torch.Tensor)
@@ -512,7 +678,7 @@ class Attached:
     def lend(self, unet: nn.Module) -> Iterator["Attached"]:
         with Slots(unet, [self.slots.configs[place] for place in self.places]) as slots:
             for slot, place in enumerate(self.places):
-                slots.load(slot, self.slots.adapter(place))
+                slots.load(slot, of_unet(self.slots.adapter(place)))
             yield Attached(slots, list(range(len(slots))))
 
     @property
@@ -535,26 +701,30 @@ class Copy:
     rows: torch.Tensor
     A: list[torch.Tensor]
     B: list[torch.Tensor]
+    gains: list[torch.Tensor]
+    """DoRA's, (K, 1, G · out), float32; none if no slot has it."""
+    norms: torch.Tensor
+    """Of weights with updates, (K, outputs) of all groups; without end where a slot has no DoRA."""
 
 
 def _grouped(
-    unet: nn.Module, names: Sequence[str], families: Sequence[Sequence[str]]
+    places: Places, names: Sequence[str], families: Sequence[Sequence[str]]
 ) -> tuple[list[Group], dict[str, SlotModule]]:
     """Modules that read the same input lie together, if all of them are among `names`: those of `families`,
     and neighbours.
 
     A group's number is its place among all modules: so a trial's masks do not depend on its neighbours.
     """
-    places = {name: place for place, name in enumerate(adaptable_names(unet))}
+    numbers = {name: number for number, name in enumerate(places)}
     groups: list[Group] = []
     modules: dict[str, SlotModule] = {}
     large = {name: family for family in families if set(family) <= set(names) for name in family}
     for name in names:
         if name not in modules:
-            family = large.get(name) or _family(unet, name)
+            family = large.get(name) or _family(places, name)
             members = family if set(family) <= set(names) else [name]
-            frozen = [unet.get_submodule(member) for member in members]
-            groups.append(Group(places[family[0]], members, frozen))
+            frozen = [places[member].module for member in members]
+            groups.append(Group(numbers[family[0]], members, frozen))
             modules |= dict(zip(members, groups[-1].modules, strict=True))
     return groups, modules
 
@@ -569,10 +739,12 @@ def _text_families(unet: nn.Module) -> list[list[str]]:
     return list(families.values())
 
 
-def _family(unet: nn.Module, name: str) -> list[str]:
+def _family(places: Places, name: str) -> list[str]:
     """q, k and v of an attention of the image to itself; k and v of one to the text."""
+    if is_text(name):
+        return [name]
     parent, _, last = name.rpartition(".")
-    across = getattr(unet.get_submodule(parent), "is_cross_attention", None)
+    across = getattr(places[name].network.get_submodule(parent), "is_cross_attention", None)
     family = {None: (last,), False: ("to_q", "to_k", "to_v"), True: ("to_k", "to_v")}[across]
     return [f"{parent}.{member}" for member in family] if len(family) > 1 and last in family else [name]
 
@@ -609,7 +781,7 @@ def save_adapter(path: Path, adapter: Adapter, config: TrialConfig) -> None:
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    targets = sorted({key.rsplit(".lora_", 1)[0] for key in adapter})
+    targets = sorted({key.rsplit(".lora_", 1)[0] for key in of_unet(adapter)})
     # The one way to say a scale that all who read such files know: alpha / rank.
     ranks = {name: rank for name in targets if (rank := config.rank_of(name)) != config.rank}
     peft_config = LoraConfig(
@@ -618,10 +790,17 @@ def save_adapter(path: Path, adapter: Adapter, config: TrialConfig) -> None:
         target_modules=targets,
         rank_pattern=ranks,
         alpha_pattern={name: config.scale * rank for name, rank in ranks.items()},
+        use_dora=config.dora,
     ).to_dict()
     described = {f"{PREFIX}{key}": _plain(value) for key, value in peft_config.items()}
+    for part in sorted({key.partition(".")[0] for key in adapter if is_text(key)}):
+        of_text = LoraConfig(
+            r=config.rank, lora_alpha=config.scale * config.rank, target_modules=list(TEXT_ATTENTION)
+        )
+        described |= {f"{part}.{key}": _plain(value) for key, value in of_text.to_dict().items()}
     metadata = {"format": "pt", METADATA: json.dumps(described, sort_keys=True)}
-    save_file({f"{PREFIX}{key}": tensor.contiguous() for key, tensor in adapter.items()}, path, metadata)
+    tensors = {key if is_text(key) else f"{PREFIX}{key}": adapter[key].contiguous() for key in adapter}
+    save_file(tensors, path, metadata)
 
 
 def load_adapter(path: Path) -> Adapter:
@@ -643,6 +822,10 @@ def _keys(name: str) -> tuple[str, str]:
     return f"{name}.lora_A.weight", f"{name}.lora_B.weight"
 
 
-def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(root.get_submodule(parent), child, module)
+def _magnitude_key(name: str) -> str:
+    return f"{name}.lora_magnitude_vector"
+
+
+def _magnitude_shape(shape_b: tuple[int, ...]) -> tuple[int, ...]:
+    """In PEFT's layout, from that of B: of a linear one axis, of a convolution the second of four."""
+    return (shape_b[0],) if len(shape_b) == 2 else (1, shape_b[0], *shape_b[2:])

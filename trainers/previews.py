@@ -19,12 +19,13 @@ class Previews:
 
     def __init__(self, base: BaseModel, config: TrainingConfig) -> None:
         """`config` must have sample_prompts."""
-        self._base, self._output = base, Path(config.output_dir)
+        self._base, self._output, self._prompts = base, Path(config.output_dir), config.sample_prompts
         self._text, self._empty = conditioning(base, config.sample_prompts), empty_conditioning(base)
 
     def draw(self, step: int) -> NDArray[np.uint8]:
         """Images through the adapter that is attached, (prompts, height, width, 3), written too."""
-        seeds = range(len(self._text))
-        images: NDArray[np.uint8] = generate(self._base, self._text, self._empty, seeds, Sampler())[0]
+        own = self._base.own_readings(self._prompts)
+        asked = (self._text, self._empty, range(len(self._text)), Sampler())
+        images: NDArray[np.uint8] = generate(self._base, *asked, own=own)[0]
         write_images(previews_folder(self._output, step), images)
         return images

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from bench.base import BaseModel, TrainingData, adaptable_names, load_base, target_names
-from bench.config import MAX_BATCH, TrainingConfig, TrialConfig
+from bench.config import MAX_BATCH, TrainingConfig, TrialConfig, refuse_missing_8bit
 from bench.dataset import Example, content_of, load_training_images
 from bench.encoding import crops_note, encode
 from bench.errors import BenchError, MismatchError, TrialError, UsageError, one_line
@@ -35,6 +35,7 @@ from bench.scoring.statistics import mean_stderr
 from bench.training_progress import TrainingProgress, show_training
 from trainers.checkpoints import (
     ADAPTER,
+    EFFECTIVE_BATCH,
     Checkpoint,
     find_checkpoints,
     read_checkpoint,
@@ -64,7 +65,6 @@ FREE = {
     *("batch_size", "gradient_accumulation_steps"),
 }
 """Keys that may change between the beginning of a training and its end."""
-EFFECTIVE_BATCH = "train_batch_size x gradient_accumulation_steps x processes"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
@@ -130,6 +130,8 @@ def run_training(config: TrainingConfig, console: Console) -> Path:
 def _claimed(config: TrainingConfig, held: ExitStack) -> Upload | None:
     """Once the output folder is this training's alone, what will be uploaded, if anything."""
     refuse_missing(config.report_to)
+    if config.optimizer == "adamw8bit":
+        refuse_missing_8bit()
     output, upload = Path(config.output_dir), None
     if config.hub_model_id:
         upload = prepared(export_folder(output), config.hub_model_id, private=True)
@@ -186,6 +188,7 @@ def _load(config: TrainingConfig, processes: Processes, console: Console) -> Loa
     if config.prior_weight:
         wanted = config.class_prompt, config.trigger, config.class_images
         data = with_prior(base, data, images, *wanted)
+    base.keeps_text_encoders = config.trains_text
     previews = Previews(base, config) if config.sample_prompts and processes.is_first else None
     base.release_encoders()
     _check_latents(config, data)
@@ -434,7 +437,7 @@ class Watched:
 
     def __init__(self, base: BaseModel, data: TrainingData) -> None:
         images = max(data.buckets, key=len)[:NUM_WATCHED]
-        self._fixed = FixedLosses(base, images.mean, images.text)
+        self._fixed = FixedLosses(base, images)
         self._before = self._fixed.losses(1)[0]
 
     def describe(self, config: TrainingConfig) -> str:

@@ -1,10 +1,11 @@
 """Family: what differs between kinds of models; everything else knows a model by its BaseModel alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 Prediction = Literal["epsilon", "v_prediction"]
 """What a UNet predicts: the noise, or the velocity (Salimans & Ho 2022, arXiv 2202.00512)."""
@@ -51,6 +52,8 @@ class Family:
     """Their classes in transformers, by part."""
     encode: Callable[[Any, list[str]], tuple[torch.Tensor, torch.Tensor]]
     """A pipeline with its text encoders and prompts -> `hidden` and `pooled`."""
+    read: Callable[[Sequence[nn.Module], torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    """Text encoders and tokens (n, encoders, length) -> the same, with gradients."""
     conditions: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], dict[str, Any]]
     """`hidden`, `pooled` and time ids (n, …) -> what the UNet takes beside latents and timesteps."""
     pooled_width: Callable[[Any], int] = lambda config: 0

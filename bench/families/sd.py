@@ -1,8 +1,10 @@
 """Stable Diffusion 1.x and 2.x: Rombach et al. 2022, arXiv 2112.10752."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from bench.families.clip import CLIP_L, END
 from bench.families.family import LDM, Family, Layout
@@ -12,6 +14,11 @@ def _encode(pipe: Any, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """The text encoder's last layer; that of 2.x is configured to end one layer early."""
     hidden, _ = pipe.encode_prompt(prompts, pipe.text_encoder.device, 1, do_classifier_free_guidance=False)
     return hidden, hidden.new_zeros(len(prompts), 0)
+
+
+def _read(encoders: Sequence[nn.Module], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden: torch.Tensor = encoders[0](tokens[:, 0])[0]
+    return hidden, hidden.new_zeros(len(tokens), 0)
 
 
 def _conditions(hidden: torch.Tensor, pooled: torch.Tensor, time_ids: torch.Tensor) -> dict[str, Any]:
@@ -79,6 +86,7 @@ FAMILY = Family(
     pipeline="StableDiffusionPipeline",
     text_encoders={"text_encoder": "CLIPTextModel"},
     encode=_encode,
+    read=_read,
     conditions=_conditions,
     options={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
     layouts=(SD_1, SD_2),

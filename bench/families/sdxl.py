@@ -1,8 +1,10 @@
 """SDXL: Podell et al. 2023, arXiv 2307.01952."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from bench.families.clip import CLIP_L, END
 from bench.families.family import LDM, Family, Layout
@@ -12,6 +14,12 @@ def _encode(pipe: Any, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Of both text encoders the last layer but one, and the second's projection."""
     hidden, _, pooled, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False)
     return hidden, pooled
+
+
+def _read(encoders: Sequence[nn.Module], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    pairs = zip(encoders, tokens.unbind(1), strict=True)
+    outputs = [encoder(of_it, output_hidden_states=True) for encoder, of_it in pairs]
+    return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[-1][0]
 
 
 def _conditions(hidden: torch.Tensor, pooled: torch.Tensor, time_ids: torch.Tensor) -> dict[str, Any]:
@@ -79,6 +87,7 @@ FAMILY = Family(
     pipeline="StableDiffusionXLPipeline",
     text_encoders={"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"},
     encode=_encode,
+    read=_read,
     conditions=_conditions,
     pooled_width=_pooled_width,
     time_ids=_time_ids,

@@ -6,7 +6,6 @@ would fall back to pickled checkpoints, or to random weights, with no more than 
 
 import hashlib
 import json
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,8 @@ BATCH = 256
 BUNDLED = "emoji-clip"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""Of torch-fidelity's release v0.2.0: the file is a pickle, and torch-fidelity reads it as one."""
 HUB = "hf-hub:"
 UNFIT = (
     AssertionError, AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError,
@@ -342,7 +343,7 @@ def inception_features(
     is given. Nothing is downloaded: the weights, torch-fidelity's INCEPTION file, must lie in the checkpoint
     folder of torch hub. Images are first resized to 299 pixels with antialiasing, which torch-fidelity's own
     resizing lacks. The features are not unit vectors: they are for `distance.fid` alone. Raises UsageError
-    for a damaged file.
+    for a file of another SHA-256.
     """
     file = _inception_file()
     if not file.is_file():
@@ -368,12 +369,14 @@ def _inception_file() -> Path:
 def _inception(file: Path, device: torch.device) -> Any:
     from torch_fidelity.utils import create_feature_extractor
 
-    try:
-        # torch-fidelity unpickles the file freely: let torch's restricted reader refuse it first.
-        torch.load(file, weights_only=True, map_location="cpu")
-        extractor = create_feature_extractor(
-            "inception-v3-compat", ["2048"], cuda=False, feature_extractor_weights_path=str(file)
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if digest != INCEPTION_SHA256:
+        raise UsageError(
+            f"{file}: not the Inception weights of torch-fidelity: its SHA-256 is {digest}, "
+            f"theirs {INCEPTION_SHA256}; delete it"
         )
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise UsageError(f"{file}: not the Inception weights of torch-fidelity: {error}") from error
+    extractor = create_feature_extractor(
+        "inception-v3-compat", ["2048"], cuda=False, feature_extractor_weights_path=str(file)
+    )
     return extractor.to(device)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import ThreadpoolController
 
-from bench.base import BaseModel, Reader, TextEmbedding
+from bench.base import BaseModel, TextEmbedding
 from bench.buckets import fit
 from bench.cache import cached_array
 from bench.conditioning import conditioning, empty_conditioning
@@ -30,6 +30,7 @@ from bench.run import (
     write_images,
     write_pictures,
 )
+from bench.scoring.concepts import scores_by_concept
 from bench.scoring.embed import FeatureNetwork, Scorer
 from bench.scoring.generate import drawings
 from bench.scoring.kept import Kept, kept_inception, text_features
@@ -62,6 +63,8 @@ class Exam:
     seeds: tuple[int, ...]
     kinds: tuple[str, ...]
     """Of each prompt."""
+    concepts: tuple[str, ...]
+    """Of each prompt's true picture."""
     reference: Reference
     base_images: NDArray[np.uint8] | None
     denoising: Denoising | None = None
@@ -75,26 +78,17 @@ class Exam:
         self, num_slots: int, on_progress: Callable[[float], None] = lambda fraction: None
     ) -> Iterator[NDArray[np.uint8]]:
         """Images (prompts × seeds, height, width, 3) through each of the attached adapters, as they come."""
-        readers = self.base.attached.readers if self.base.attached else {}
-        own = {slot: self._read(reader) for slot, reader in readers.items()}
+        rows = _row_an_image(len(self.prompts), self.reference.num_seeds)
+        readings = self.base.own_readings(self.prompts).items()
+        own = {slot: (text[rows], empty) for slot, (text, empty) in readings}
         asked = (self.text, self.empty, self.seeds, self.sampler, num_slots, on_progress, own)
         return drawings(self.base, *asked)
 
-    def _read(self, reader: Reader) -> tuple[TextEmbedding, TextEmbedding]:
-        """One row an image, as in `text`."""
-        text, empty = reader(self.prompts)
-        return text[_row_an_image(len(self.prompts), self.reference.num_seeds)], empty
-
     def denoise(self, num_slots: int) -> list[NDArray[np.float64] | None]:
-        """Losses (pictures) through each of the attached adapters.
-
-        None where none are measured, or where an adapter reads captions otherwise: they were read without it.
-        """
+        """Losses (pictures) through each of the attached adapters; None where none are measured."""
         if self.denoising is None:
             return [None] * num_slots
-        readers = self.base.attached.readers if self.base.attached else {}
-        losses = self.denoising.losses(num_slots)
-        return [None if slot in readers else of_slot for slot, of_slot in enumerate(losses)]
+        return list(self.denoising.losses(num_slots))
 
     def score(self, images: NDArray[np.uint8], losses: NDArray[np.float64] | None = None) -> Evaluation:
         """One adapter's images (and denoising losses) -> its Evaluation.
@@ -106,6 +100,9 @@ class Exam:
         evaluation = self._evaluate(images)
         if self.denoising and losses is not None:
             evaluation.scores[self.denoising.name] = self.denoising.score(losses)
+        base = self.reference.base.per_prompt if self.reference.base else None
+        concepts = scores_by_concept(self.concepts, evaluation.per_prompt, base)
+        evaluation = replace(evaluation, concepts=concepts)
         if any(not np.isfinite(score.value) for score in evaluation.scores.values()):
             raise TrialError("a score is not a finite number")
         return evaluation
@@ -148,6 +145,7 @@ def prepare(
         empty=empty_conditioning(base),
         seeds=tuple(seed for prompt in prompts for seed in prompt.seeds),
         kinds=tuple(prompt.kind for prompt in prompts),
+        concepts=() if split == "probe" else tuple(_concept(prompt) for prompt in prompts),
         reference=_reference(run, split, prompts, dataset, base, networks),
         base_images=None,
         denoising=denoising,
@@ -156,6 +154,10 @@ def prepare(
     inception = kept_inception(images) if split in ("dev", "test") else None
     reference = replace(exam.reference, base=evaluation, inception_base=inception)
     return replace(exam, base_images=images, reference=reference)
+
+
+def _concept(prompt: Prompt) -> str:
+    return prompt.example.concept if prompt.example else ""
 
 
 def _row_an_image(num_prompts: int, num_seeds: int) -> NDArray[np.intp]:

@@ -1,5 +1,6 @@
 """Denoising losses of adapters on fixed pictures, timesteps and noises: the same chance for all of them."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -38,23 +39,33 @@ class Denoising(Protocol):
 class FixedLosses:
     """The same pictures, timesteps and noises for the base and for every adapter."""
 
-    def __init__(self, base: BaseModel, latents: torch.Tensor, text: TextEmbedding) -> None:
-        """`latents` (n, …) and the conditioning of their n captions."""
-        self._base, self._latents, self._text = base, latents, text
+    def __init__(self, base: BaseModel, *pictures: Bucket) -> None:
+        """Of one size, as they are, one bucket after the other."""
+        self._base = base
+        self._latents = torch.cat([part.mean for part in pictures])
+        self._text = concatenate([part.text for part in pictures])
+        self._captions = [caption for part in pictures for caption in part.captions]
         generator = torch.Generator().manual_seed(NOISE_SEED)
-        shape = (len(TIMESTEPS), *latents.shape)
+        shape = (len(TIMESTEPS), *self._latents.shape)
         self._noise = torch.randn(shape, generator=generator).to(base.device)
 
     def losses(self, num_slots: int) -> NDArray[np.float64]:
         """Loss of each picture, the mean over timesteps, through the attached adapters (num_slots, n)."""
+        own = self._base.own_readings(self._captions)
+        texts = [own[slot][0] if slot in own else self._text for slot in range(num_slots)]
         if not self._base.twins:
-            return self._losses(self._base, range(num_slots))
+            return self._losses(self._base, range(num_slots), texts)
         slots = [range(slot, slot + 1) for slot in range(num_slots)]
+
+        def of_one(lane: BaseModel, slots: range) -> NDArray[np.float64]:
+            return self._losses(lane, slots, texts[slots.start : slots.stop])
+
         with lanes_of(self._base) as lanes:
-            return np.concatenate(list(each(lanes, self._losses, slots)))
+            return np.concatenate(list(each(lanes, of_one, slots)))
 
     @torch.no_grad()
-    def _losses(self, base: BaseModel, slots: range) -> NDArray[np.float64]:
+    def _losses(self, base: BaseModel, slots: range, texts: Sequence[TextEmbedding]) -> NDArray[np.float64]:
+        """`texts` of each slot."""
         if base.attached:
             base.attached.focus(slots)
         objective, num_slots = DenoisingLoss(base), len(slots)
@@ -63,21 +74,23 @@ class FixedLosses:
         of_timestep = []
         for timestep, noise in zip(TIMESTEPS, self._noise, strict=True):
             parts = [
-                objective(self._batch(slice(start, start + size), timestep, noise, num_slots))
+                objective(self._batch(slice(start, start + size), timestep, noise, texts))
                 for start in range(0, len(self._latents), size)
             ]
             of_timestep.append(torch.cat([part.view(num_slots, -1) for part in parts], dim=1))
         mean: NDArray[np.float64] = torch.stack(of_timestep).double().mean(dim=0).cpu().numpy()
         return mean
 
-    def _batch(self, rows: slice, timestep: int, noise: torch.Tensor, num_slots: int) -> Batch:
-        latents, text = self._latents[rows], self._text[rows]
+    def _batch(
+        self, rows: slice, timestep: int, noise: torch.Tensor, texts: Sequence[TextEmbedding]
+    ) -> Batch:
+        latents, num_slots = self._latents[rows], len(texts)
         ones = (1,) * (latents.ndim - 1)
         return Batch(
             latents=latents.repeat(num_slots, *ones),
             noise=noise[rows].repeat(num_slots, *ones),
             timesteps=torch.full((num_slots * len(latents),), timestep, device=latents.device),
-            text=TextEmbedding(text.hidden.repeat(num_slots, 1, 1), text.pooled.repeat(num_slots, 1)),
+            text=concatenate([text[rows] for text in texts]),
         )
 
 
@@ -89,9 +102,7 @@ class LossGap:
     def __init__(self, base: BaseModel, train: Bucket, held_out: Bucket) -> None:
         """Pictures of one size, of which the first are taken."""
         self._num_train = min(len(train), NUM_PICTURES)
-        parts = [pictures[:NUM_PICTURES] for pictures in (train, held_out)]
-        latents = torch.cat([part.mean for part in parts])
-        self._fixed = FixedLosses(base, latents, concatenate([part.text for part in parts]))
+        self._fixed = FixedLosses(base, train[:NUM_PICTURES], held_out[:NUM_PICTURES])
         self._base_losses = self.losses(1)[0]
 
     def losses(self, num_slots: int) -> NDArray[np.float64]:
@@ -116,7 +127,7 @@ class HeldOutLoss:
 
     def __init__(self, base: BaseModel, held_out: Bucket) -> None:
         """Pictures of which the first are taken."""
-        self._fixed = FixedLosses(base, held_out.mean[:NUM_PICTURES], held_out.text[:NUM_PICTURES])
+        self._fixed = FixedLosses(base, held_out[:NUM_PICTURES])
         self._base_losses = self.losses(1)[0]
 
     def losses(self, num_slots: int) -> NDArray[np.float64]:

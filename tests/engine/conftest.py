@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from latents import random_latents
 from rich.console import Console
 
-from bench.base import BaseModel, Bucket, TrainingData, find_device, load_base
+from bench.base import BaseModel, TrainingData, find_device, load_base
 from bench.packs import Trainer
 from bench.run import Run
 from bench.session import Command, Engine, run_search
@@ -250,17 +251,6 @@ def _loaded(folder: Path, device: torch.device, num_threads: int) -> BaseModel:
 def data(base: BaseModel) -> TrainingData:
     """Ten images' worth of latents with captions."""
     return random_latents(base)
-
-
-def random_latents(base: BaseModel) -> TrainingData:
-    generator = torch.Generator().manual_seed(1)
-    shape = (10, *base.latent_shape)
-    images = Bucket(
-        mean=torch.randn(shape, generator=generator).to(base.device),
-        std=torch.rand(shape, generator=generator).to(base.device) / 10,
-        text=base.encode_prompts([f"{letter} red apple" for letter in string.ascii_lowercase[:10]]),
-    )
-    return TrainingData(buckets=(images,), empty=base.encode_empty())
 
 
 @pytest.fixture(scope="session", params=["tiny_sd1", "tiny_sd2"])

@@ -260,7 +260,7 @@ BAD_DESCRIPTIONS = [
     ({"alpha_pattern": {"conv1": float("nan")}}, "alpha_pattern.conv1: Input should be a finite number"),
     ({"alpha_pattern": {"conv(": 8}}, "alpha_pattern: names of modules and regular expressions are allowed"),
     ({"use_rslora": True}, "made with use_rslora, which is not supported; plain LoRA is allowed"),
-    ({"use_dora": True}, "made with use_dora, which is not supported; plain LoRA is allowed"),
+    ({"use_dora": True}, "made with use_dora, but "),
     ({"init_lora_weights": "pissa_niter_4"}, "made with init_lora_weights=pissa_niter_4, which is not"),
 ]
 
@@ -293,11 +293,14 @@ def saved_by_peft(base: BaseModel, folder: Path, config: LoraConfig) -> PeftMode
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.1, generator=generator)
+            elif "magnitude" in name:
+                parameter.mul_(1 + 0.5 * torch.rand(parameter.shape, generator=generator))
     model.save_pretrained(str(folder))
     return model
 
 
-def test_what_peft_saves_gives_what_peft_gives(base: BaseModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+def test_what_peft_saves_gives_what_peft_gives(base: BaseModel, tmp_path: Path, dora: bool) -> None:
     """Keys of alpha_pattern are endings, names and regular expressions."""
     pattern = {"to_q": 40.0, r"up_blocks\.\d.*conv1": 24.0, "mid_block.resnets.0.conv1": 2.0}
     config = LoraConfig(
@@ -306,6 +309,7 @@ def test_what_peft_saves_gives_what_peft_gives(base: BaseModel, tmp_path: Path) 
         target_modules=["to_q", "to_k", "conv1"],
         alpha_pattern=pattern,
         rank_pattern={"to_k": 2},
+        use_dora=dora,
     )
     model = saved_by_peft(base, tmp_path, config)
     file = tmp_path / "adapter_model.safetensors"

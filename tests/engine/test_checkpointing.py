@@ -24,9 +24,11 @@ def checkpointing(base: BaseModel) -> Iterator[None]:
     base.unet.disable_gradient_checkpointing()
 
 
-def step(base: BaseModel, data: TrainingData, dropout: float) -> tuple[torch.Tensor, torch.Tensor, int]:
+def step(
+    base: BaseModel, data: TrainingData, dropout: float, dora: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Losses (K,), gradient (K, P) and the bytes that were saved for the backward pass, of one step."""
-    configs = [config.model_copy(update={"dropout": dropout}) for config in CONFIGS]
+    configs = [config.model_copy(update={"dropout": dropout, "dora": dora}) for config in CONFIGS]
     drawn = together([draw(data, config, 3) for config in configs]).to(base.device)
     saved: dict[int, int] = {}
 
@@ -50,13 +52,14 @@ def is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a, b) if a.device.type == "cpu" else torch.allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_gradients_are_the_same_for_less_memory(
-    base: BaseModel, data: TrainingData, dropout: float, request: pytest.FixtureRequest
+    base: BaseModel, data: TrainingData, dropout: float, dora: bool, request: pytest.FixtureRequest
 ) -> None:
-    losses, gradient, memory = step(base, data, dropout)
+    losses, gradient, memory = step(base, data, dropout, dora)
     request.getfixturevalue("checkpointing")
-    again, of_less, less_memory = step(base, data, dropout)
+    again, of_less, less_memory = step(base, data, dropout, dora)
     assert is_same(again, losses)
     assert is_same(of_less, gradient)
     assert gradient.norm() > 0

@@ -78,6 +78,7 @@ def exam_of(base: BaseModel, scorer: Scorer, prompts: tuple[Prompt, ...], sample
         text=text[np.repeat(np.arange(len(prompts)), num_seeds)],
         empty=base.encode_empty(),
         seeds=tuple(seed for prompt in prompts for seed in prompt.seeds),
+        concepts=(),
         kinds=tuple(prompt.kind for prompt in prompts),
         reference=Reference(
             text_features=features,

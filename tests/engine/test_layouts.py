@@ -1,6 +1,7 @@
 """LoRA files as other trainers name them: each must draw here what it draws in diffusers' own pipeline."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,11 +14,16 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.loaders.lora_conversion_utils import (
+    _convert_non_diffusers_lora_to_diffusers,
+    _maybe_map_sgm_blocks_to_diffusers,
+)
 from diffusers.utils import (
     convert_all_state_dict_to_peft,
     convert_state_dict_to_diffusers,
     convert_state_dict_to_kohya,
 )
+from latents import random_latents
 from numpy.typing import NDArray
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -35,7 +41,8 @@ from bench.scoring.generate import generate
 from bench.sources import BUNDLED
 from bench.space import Sampler
 from trainers.adapters import attach, read_adapter
-from trainers.lora import save_adapter
+from trainers.loop import train
+from trainers.lora import Slots, save_adapter
 
 PROMPTS = ["a red apple", "a blue car, shiny"]
 SEEDS = [11, 12]
@@ -400,6 +407,24 @@ def test_onetrainers_names_of_text_encoders_are_read(emoji: BaseModel, tmp_path:
     np.testing.assert_array_equal(*drawn(emoji, plain, omi))
 
 
+def test_a_dora_of_text_encoders_draws_what_it_draws_in_diffusers(
+    tiny_sdxl: Path, base: BaseModel, tmp_path: Path
+) -> None:
+    """Under the names of its converter: of PEFT's own names it loses these."""
+    tensors, file = unet_lora(base, "to_v") | clip_lora(base), tmp_path / "a.safetensors"
+    magnitudes = {
+        key.replace("lora_B", "lora_magnitude_vector"): torch.linspace(0.3, 1, len(tensor))
+        for key, tensor in tensors.items()
+        if "lora_B" in key
+    }
+    save_file(tensors | magnitudes, file)
+    of_unet = {key: tensor for key, tensor in (tensors | magnitudes).items() if key.startswith("unet.")}
+    save_file(of_unet, tmp_path / "unet.safetensors")
+    ours, without = drawn(base, file, tmp_path / "unet.safetensors")
+    assert (ours != without).any()
+    assert_same(ours, in_diffusers(tiny_sdxl, base, file))
+
+
 def test_text_encoders_are_as_before_afterwards(base: BaseModel, tmp_path: Path) -> None:
     before = base.encode_prompts(PROMPTS)
     save_file(unet_lora(base, "to_v") | clip_lora(base), tmp_path / "a.safetensors")
@@ -431,8 +456,7 @@ KEY = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
 @pytest.mark.parametrize(
     ("key", "kind"),
     [
-        (f"{KEY}.dora_scale", "DoRA"),
-        ("unet.conv_in.lora_magnitude_vector", "DoRA"),
+        (f"{KEY}.magnitude", "DoRA of another layout"),
         (f"{KEY}.hada_w1_a", "LoHa"),
         (f"{KEY}.lokr_w1", "LoKr"),
         (f"{KEY}.oft_blocks", "OFT"),
@@ -519,6 +543,71 @@ def searched(
     return run
 
 
+@pytest.fixture
+def decomposed(tiny_sdxl: Path, base: BaseModel, tmp_path: Path, make_run: Callable[..., Run]) -> Run:
+    """A search on the tiny SDXL whose winner is a DoRA of all modules."""
+    run = make_run(metadata=(("base", str(tiny_sdxl)),))
+    config = winner_of(run).config.model_copy(update={"target_modules": "all", "dora": True})
+    generator = torch.Generator().manual_seed(1)
+    with Slots(base.unet, [config]) as slots:
+        adapter = slots.adapter(0)
+    for key, tensor in adapter.items():
+        if "lora_B" in key:
+            tensor.normal_(0, 0.1, generator=generator)
+        elif "magnitude" in key:
+            tensor.mul_(1 + 0.5 * torch.rand(tensor.shape, generator=generator))
+    save_adapter(winner_of(run).adapter, adapter, config)
+    return run
+
+
+def test_a_dora_draws_what_it_draws_in_diffusers_in_both_layouts_at_any_weight(
+    tiny_sdxl: Path, base: BaseModel, decomposed: Run, tmp_path: Path
+) -> None:
+    """Of kohya's layout diffusers' pipeline leaves the magnitudes out; its converter takes every key."""
+    winner = winner_of(decomposed)
+    folder = export(winner, {"diffusers", "kohya"})
+    plain, kohya = folder / DIFFUSERS_FILE, folder / winner.kohya_file
+    other = tmp_path / "other.safetensors"
+    save_file(unet_lora(base, "to_v"), other)
+    ours = drawn(base, plain, kohya, other)
+    assert_same(ours[0], ours[1])
+    assert_same(ours[2], drawn(base, other)[0])
+    assert_same(ours[0], in_diffusers(tiny_sdxl, base, plain))
+    assert_same(drawn(base, plain, weight=0.4)[0], in_diffusers(tiny_sdxl, base, plain, 0.4))
+    without = {key: t for key, t in load_file(plain).items() if "magnitude" not in key}
+    save_file(without, other)
+    assert (drawn(base, other)[0] != ours[0]).any()
+
+    tensors = load_file(kohya)
+    scales = {key: tensor for key, tensor in tensors.items() if key.endswith(".dora_scale")}
+    downs = {key.removesuffix(".lora_down.weight") for key in tensors if key.endswith(".lora_down.weight")}
+    assert {key.removesuffix(".dora_scale") for key in scales} == downs
+    for key, scale in scales.items():
+        up = tensors[key.replace("dora_scale", "lora_up.weight")]
+        assert scale.shape == (len(up), *(1,) * (up.ndim - 1))
+    mapped = _maybe_map_sgm_blocks_to_diffusers(dict(tensors), base.unet.config)  # type: ignore[no-untyped-call]
+    converted, _ = _convert_non_diffusers_lora_to_diffusers(mapped)  # type: ignore[no-untyped-call]
+    assert sum(key.endswith(".lora_magnitude_vector.weight") for key in converted) == len(scales)
+
+
+def test_magnitudes_of_all_outputs_of_all_modules_are_allowed(base: BaseModel, tmp_path: Path) -> None:
+    file, tensors = tmp_path / "a.safetensors", unet_lora(base, "attn1.to_v")
+    names = sorted({key.rsplit(".lora_", 1)[0] for key in tensors})
+    width = len(tensors[f"{names[0]}.lora_B.weight"])
+    for shape, message in (
+        (
+            (1, width),
+            f"has shape (1, {width}): one number of each output is allowed, (out, 1, …); a DoRA that ",
+        ),
+        ((width + 1, 1), f"has {width + 1} numbers; {width} are allowed"),
+        ((width, 1), f"{names[1].removeprefix('unet.')} lacks a magnitude of DoRA, which other modules have"),
+    ):
+        save_file(tensors | {f"{names[0]}.dora_scale": torch.ones(shape)}, file)
+        if shape[0] > width:
+            save_file({f"{n}.dora_scale": torch.ones(shape) for n in names} | tensors, file)
+        assert message in refused(base, file)
+
+
 @pytest.mark.parametrize("modules", ["attention", "all"])
 def test_exports_of_an_sd_draw_what_the_adapter_draws_here_and_in_diffusers(
     sd_folder: Path, sd: BaseModel, tmp_path: Path, make_run: Callable[..., Run], modules: str
@@ -558,3 +647,36 @@ def test_exports_draw_what_the_adapter_draws_here_and_in_diffusers(emoji: BaseMo
     for name in (DIFFUSERS_FILE, winner.kohya_file):
         assert_same(in_diffusers(base, emoji, folder / name), ours)
     assert all(key.startswith("lora_unet_") for key in load_file(folder / winner.kohya_file))
+
+
+@pytest.mark.parametrize("folder", ["tiny_sdxl", "tiny_sd1"])
+def test_trained_text_encoders_draw_the_same_from_every_file_and_in_diffusers(
+    folder: str, tmp_path: Path, make_run: Callable[..., Run], request: pytest.FixtureRequest
+) -> None:
+    source: Path = request.getfixturevalue(folder)
+    base = load_base(str(source), torch.device("cpu"))
+    run = make_run(metadata=(("base", str(source)),))
+    winner = winner_of(run)
+    given = {"learning_rate": 1e-2, "text_encoder_learning_rate": 5e-2, "target_modules": "all"}
+    config = winner.config.model_copy(update=given)
+    rungs = train(base, random_latents(base), iter([config]), [config.epochs], 1)
+    next(rungs).save_adapter(0, winner.adapter)
+    rungs.close()
+    files = export(replace(winner, config=config), {"diffusers", "kohya"})
+    diffusers, kohya = files / DIFFUSERS_FILE, files / winner.kohya_file
+    of_unet = tmp_path / "unet.safetensors"
+    save_file({key: t for key, t in load_file(kohya).items() if key.startswith("lora_unet_")}, of_unet)
+    ours, again, in_kohya, without = drawn(base, winner.adapter, diffusers, kohya, of_unet)
+    assert np.abs(ours.astype(int) - without).mean() > 1
+    np.testing.assert_array_equal(again, ours)
+    assert_same(in_kohya, ours)
+    for file in (diffusers, kohya):
+        assert_same(in_diffusers(source, base, file), ours)
+    one, *_ = base.family.text_encoders
+    layer = f"{one}.text_model.encoder.layers.0.self_attn.q_proj"
+    assert f"{layer}.lora_A.weight" in load_file(diffusers)
+    prefixes = {"lora_te1", "lora_te2"} if folder == "tiny_sdxl" else {"lora_te"}
+    assert {key.partition("_text_model_")[0] for key in load_file(kohya) if "_text_model_" in key} == prefixes
+    assert "text_encoder_learning_rate: 0.05" in (files / "training_config.yaml").read_text()
+    with safe_open(kohya, framework="pt") as opened:
+        assert opened.metadata()["ss_text_encoder_lr"] == "0.05"

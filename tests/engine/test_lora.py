@@ -149,7 +149,7 @@ def test_padding_stays_exactly_zero(base: BaseModel, data: TrainingData) -> None
     for rung in train(base, data, iter(CONFIGS), [2], len(CONFIGS)):
         slots = rung._pack.slots
         for slot, config in enumerate(slots.configs):
-            for A, B in slots._views(slots.weights[slot]).values():
+            for A, _, B in slots._views(slots.weights[slot]).values():
                 assert not A[config.rank :].any()
                 assert not B[:, config.rank :].any()
 

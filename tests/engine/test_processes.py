@@ -109,12 +109,20 @@ def test_two_processes_train_to_the_bits_of_one_with_twice_the_accumulation(
     assert_same(tmp_path / "two", tmp_path / "one", tolerance=0)
 
 
+def test_two_processes_keep_a_class_to_the_bits_of_one(write: Write, start: Start, tmp_path: Path) -> None:
+    prior = {"prior_weight": 0.5, "class_prompt": "a dog", "class_images": 3, "epochs": 1}
+    finished(start(write("one", batch_size=2, gradient_accumulation_steps=2, **prior), 1))
+    finished(start(write("two", batch_size=2, gradient_accumulation_steps=1, **prior), 2))
+    assert_same(tmp_path / "two", tmp_path / "one", tolerance=0)
+
+
 def test_two_processes_train_what_one_does_with_twice_the_batch(
     write: Write, start: Start, tmp_path: Path
 ) -> None:
     """Without dropout: on a CPU the masks of a batch are not those of its parts."""
-    finished(start(write("one", batch_size=4, gradient_accumulation_steps=1, dropout=0), 1))
-    finished(start(write("two", dropout=0), 2))
+    fields = {"dropout": 0, "text_encoder_learning_rate": 1e-3}
+    finished(start(write("one", batch_size=4, gradient_accumulation_steps=1, **fields), 1))
+    finished(start(write("two", **fields), 2))
     assert_same(tmp_path / "two", tmp_path / "one")
 
 

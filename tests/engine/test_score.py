@@ -91,7 +91,7 @@ def test_checkpoints_are_scored_at_weights_and_the_best_is_compared(
     assert (training["name"], asked) == ("fox", [(2, 0.5), (2, 1.0), (4, 0.5), (4, 1.0)])
     values = [entry["scores"]["similarity"]["value"] for entry in training["scored"]]
     best = training["scored"][int(np.argmax(values))]
-    assert training["recommended"] == {key: value for key, value in best.items() if key != "scores"}
+    assert training["recommended"].items() <= best.items()
     run = Run.open(tmp_path / "runs" / "adapters-tiny")
     records = {path.name: read_adapter_record(path) for path in (run.path / "adapters").iterdir()}
     assert sorted(record.weight for record in records.values()) == [0.5, 0.5, 1.0, 1.0]
@@ -107,6 +107,37 @@ def test_checkpoints_are_scored_at_weights_and_the_best_is_compared(
     documented = str(score_json.__doc__)
     keys = {*data, *training, *training["recommended"], *training["scored"][0]}
     assert all(re.search(rf"\b{key}\b", documented) for key in keys)
+
+
+def test_data_of_several_concepts_are_scored_by_concept(
+    score: Score, base: BaseModel, tmp_path: Path
+) -> None:
+    for concept, color in (("red fox", 200), ("<b>owl", 60)):
+        (tmp_path / "two" / concept).mkdir(parents=True)
+        for number in range(12):
+            pixels = np.random.default_rng(color + number).integers(color, color + 50, (40, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "two" / concept / f"{number}.png")
+            (tmp_path / "two" / concept / f"{number}.txt").write_text(f"a {concept}, number {number}")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(SPACE | {"data": "two"}))
+    kohya(base, tmp_path / "fox.safetensors", 1)
+    code, output, _ = score("fox.safetensors", "--json")
+    data = json.loads(output)
+    assert code == 0
+    (training,), run = data["trainings"], Run.open(tmp_path / "runs" / "adapters-tiny")
+    names = {record.concept for record in run.metadata.prompts["dev"]}
+    for entry in training["scored"]:
+        assert set(entry["concepts"]) == names == {"red fox", "<b>owl"}
+        scores = [of_concept["similarity"] for of_concept in entry["concepts"].values()]
+        weighed = sum(score["value"] * score["num_prompts"] for score in scores)
+        whole = entry["scores"]["similarity"]["value"]
+        assert weighed / len(run.metadata.prompts["dev"]) == pytest.approx(whole)
+        assert all(score["gain_stderr"] > 0 for score in scores)
+    (folder,) = (run.path / "adapters").glob("*/test")
+    of_adapter, of_base = data["comparison"]["sides"]
+    assert json.loads((folder / "scores.json").read_text())["concepts"] == of_adapter["concepts"]
+    assert of_base["concepts"]["red fox"]["similarity"]["gain"] is None
+    page = Path(data["report"]).read_text()
+    assert "Is every concept learned?" in page and "&lt;b&gt;owl" in page and "<b>owl" not in page
 
 
 def test_what_was_drawn_is_not_drawn_again(score: Score, base: BaseModel, tmp_path: Path) -> None:
@@ -139,7 +170,7 @@ def test_the_page_shows_every_prompt_at_every_weight(score: Score, base: BaseMod
         assert shown in page
 
 
-def test_text_encoders_count_and_have_no_loss_gap(score: Score, base: BaseModel, tmp_path: Path) -> None:
+def test_text_encoders_count_also_for_the_loss_gap(score: Score, base: BaseModel, tmp_path: Path) -> None:
     whole = kohya(base, tmp_path / "whole.safetensors", 1, clip=True)
     kohya(base, tmp_path / "unet.safetensors", 1)
     assert score("whole.safetensors", "unet.safetensors", "--weights", "1", "--name", "mine")[0] == 0
@@ -149,7 +180,8 @@ def test_text_encoders_count_and_have_no_loss_gap(score: Score, base: BaseModel,
     probes = {
         name: read_evaluation(run.adapter_folder(label) / "probe").scores for name, label in labels.items()
     }
-    assert "loss_gap" in probes["unet.safetensors"] and "loss_gap" not in probes[whole.name]
+    gaps = [probes[name]["loss_gap"].value for name in ("unet.safetensors", whole.name)]
+    assert gaps[0] != gaps[1]
 
 
 def test_what_cannot_be_scored_at_one_weight_is_said_and_at_all_is_refused(

@@ -1,6 +1,7 @@
 """Trainings from a training_config.yaml: the guide's file as it stands, killed, resumed, loaded elsewhere."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -24,7 +25,14 @@ from bench.config import TrainingConfig, TrialConfig
 from bench.errors import BenchError, MismatchError, MissingError, TrialError, UsageError
 from bench.run import read_losses
 from bench.yaml import parse
-from trainers.checkpoints import ADAPTER, find_checkpoints, read_checkpoint
+from trainers.checkpoints import (
+    ADAPTER,
+    EFFECTIVE_BATCH,
+    SCHEMA,
+    find_checkpoints,
+    read_checkpoint,
+    refuse_changed,
+)
 from trainers.loop import Pack, Trial, train
 from trainers.single import describe_learning, run_training
 
@@ -202,7 +210,7 @@ def test_a_training_that_was_ended_goes_on_to_the_same_bits(
     write: Write, tmp_path: Path, what: str, when: int, code: int, kept: str
 ) -> None:
     fields: dict[str, dict[str, Any]] = {
-        "step": {"ema": 0.9, "lr_scheduler": "cosine"},
+        "step": {"ema": 0.9, "lr_scheduler": "cosine", "text_encoder_learning_rate": 1e-3, "dora": True},
         "flush": {"optimizer": "prodigy", "learning_rate": 1},
         "ctrl-c": {},
     }
@@ -219,6 +227,14 @@ def test_a_training_that_was_ended_goes_on_to_the_same_bits(
         {"loss": torch.tensor(read_losses(tmp_path / name)["loss"].to_numpy())} for name in ("out", "whole")
     ]
     assert alike(*losses)
+
+
+def test_a_checkpoint_from_before_there_were_processes_is_of_one(tmp_path: Path) -> None:
+    made_by = {"rank": 4, "batch_size": 2, "gradient_accumulation_steps": 3}
+    (tmp_path / "state.json").write_text(json.dumps({"schema": SCHEMA, "step": 1, "made_by": made_by}))
+    refuse_changed(tmp_path, {"rank": 4, EFFECTIVE_BATCH: 6})
+    with pytest.raises(MismatchError, match=f"begun with another {EFFECTIVE_BATCH};"):
+        refuse_changed(tmp_path, {"rank": 4, EFFECTIVE_BATCH: 12})
 
 
 def test_a_finished_training_stays_and_may_be_made_longer(write: Write) -> None:
@@ -322,6 +338,13 @@ def test_a_loss_that_is_not_finite_names_its_step_and_the_remedy(
         run(write())
 
 
+def test_text_encoders_are_frozen_with_prodigy(write: Write) -> None:
+    fields = {"optimizer": "prodigy", "learning_rate": 1, "text_encoder_learning_rate": 1e-4}
+    message = "text_encoder_learning_rate must be 0 with optimizer prodigy, got 0.0001"
+    with pytest.raises(UsageError, match=message):
+        run(write(**fields))
+
+
 def test_what_was_learned_is_said_in_words() -> None:
     config = TrainingConfig(rank=4, alpha=8, learning_rate=1e-4, epochs=1, model_name="m", dataset_name="d")
     before, noise = np.linspace(0.4, 0.6, 8), 0.01 * np.tile([1, -1], 4)
@@ -385,7 +408,7 @@ def test_samples_are_drawn_from_the_same_noise_and_change_no_bit(write: Write, t
 
 
 def test_samples_come_with_checkpoints_and_from_the_adapter(write: Write, tmp_path: Path) -> None:
-    run(write(sample_prompts="a fox", learning_rate=1e-2))
+    run(write(sample_prompts="a fox", learning_rate=1e-2, text_encoder_learning_rate=1e-2))
     folder = tmp_path / "out" / "samples"
     assert sorted(path.name for path in folder.iterdir()) == ["step-000004", "step-000008", "step-000011"]
     assert len({path.read_bytes() for path in folder.rglob("*.webp")}) == 3

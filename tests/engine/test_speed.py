@@ -214,6 +214,8 @@ def test_the_heaviest_configuration_is_what_must_fit(base: BaseModel) -> None:
     wide = space(parameters={"rank": {"low": 2, "high": 64}})
     assert heaviest(base, wide).rank == 64
     assert heaviest(base, space(parameters={"epochs": {"choices": [1, 2]}})) == config()
+    rates = {"text_encoder_learning_rate": {"choices": [0, 1e-5, 1e-6]}}
+    assert heaviest(base, space(parameters=rates)).text_encoder_learning_rate == 1e-5
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ from bench.buckets import fit
 from bench.config import TrialConfig
 from bench.dataset import Example
 from bench.encoding import crops_note, encode
+from bench.fit import data_bytes, find_fit
 from bench.pictures import digest
+from bench.prior import with_prior
 from bench.rehearsal import random_data
+from bench.space import SearchSpace
 from bench.variants import NUM_SHUFFLES, Variants, place_of, shuffled
 from trainers.loop import train
 from trainers.lora import Adapter
@@ -168,6 +172,29 @@ def test_each_view_is_the_encoding_of_its_picture(base: BaseModel, mixed: bool) 
                 mean, std = base.encode_images(pixels[None].copy())
                 torch.testing.assert_close(bucket.mean[view * n + row], mean[0], atol=1e-4, rtol=1e-4)
                 torch.testing.assert_close(bucket.std[view * n + row], std[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("cache")
+def test_slots_are_counted_beside_the_encoded_data(base: BaseModel) -> None:
+    default = {"rank": 4, "alpha": 8, "learning_rate": 1e-3, "epochs": 1}
+    parameters: dict[str, Any] = {
+        "flip": {"choices": [False, True]},
+        "crops": {"choices": [1, 3]},
+        "shuffle_caption": {"choices": [False, True]},
+        "keep_tags": {"choices": [0, 1]},
+        "prior_weight": {"choices": [0, 1]},
+    }
+    given = {"base": "tiny", "default": default, "class_prompt": "a dog", "class_images": 2, "trials": 48}
+    space = SearchSpace.model_validate(given | {"parameters": parameters})
+    data = with_prior(base, encode(base, PICTURES, variants=space.variants), PICTURES, "a dog", None, 2)
+    assert data.prior
+    buckets = [*data.buckets, data.prior]
+    parts = [(each.mean, each.std, each.text.hidden, each.text.pooled) for each in buckets]
+    tensors = [tensor for part in parts for tensor in part]
+    assert data_bytes(base, space, len(PICTURES)) == sum(tensor.nbytes for tensor in tensors)
+    too_many = 10**12 // data_bytes(base, space, 1)
+    if base.device.type == "cpu":
+        assert find_fit(base, space, train).slots > find_fit(base, space, train, 1, too_many).slots == 1
 
 
 def test_pictures_without_room_for_crops_are_said(base: BaseModel) -> None:

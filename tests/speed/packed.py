@@ -54,6 +54,7 @@ def _train(base: BaseModel, slots: int, given: argparse.Namespace) -> None:
     next(train(base, data, iter([_config(given, seed) for seed in range(slots)]), [1], slots, on_step))
     pace = (times[-1] - times[WARM_UP - 1]) / given.steps
     what = f"{base.resolution}² {given.targets} rank {given.rank} dropout {given.dropout:g}, {slots} slots"
+    what = f"DoRA {what}" if given.dora else what
     how = f"{1e3 * pace:.1f} ms a step, {slots / pace:.1f} samples/s, first {times[1] - started:.1f} s"
     print(f"train {what}: {how}, {_memory()}", flush=True)
 
@@ -76,6 +77,7 @@ def _config(given: argparse.Namespace, seed: int) -> TrialConfig:
     return TrialConfig(
         rank=given.rank,
         alpha=given.rank,
+        dora=given.dora,
         learning_rate=1e-4,
         dropout=given.dropout,
         epochs=1,
@@ -122,6 +124,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--targets", default="attention")
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--dora", action="store_true")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--images", type=int, default=16, help="to draw; 0 for none")
     return parser.parse_args()

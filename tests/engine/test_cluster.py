@@ -1,0 +1,84 @@
+"""A real Ray cluster on this machine: two nodes train, one of them is lost."""
+
+import io
+import os
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from bench.run import Run
+from bench.session import Command, Engine, run_search
+from bench.space import load_space
+from trainers.adapters import attach
+from trainers.loop import train
+
+ray = pytest.importorskip("ray", reason="pip install 'bench[ray]'")
+SPACE: dict[str, Any] = {
+    "name": "nodes",
+    "data": "emoji/pixel16",
+    "parameters": {
+        "rank": {"choices": [2, 4]},
+        "learning_rate": {"low": "1e-4", "high": "1e-2", "log": True},
+        "epochs": {"choices": [1, 2]},
+    },
+    "default": {"rank": 4, "alpha": 8, "learning_rate": "1e-4", "epochs": 2, "batch_size": 20},
+    "prompts": {"dev": 4, "test": 4, "seeds": 2, "training": 0, "altered": 0, "style": 0, "unrelated": 0},
+    "sampler": {"steps": 2, "guidance": 2},
+    "confirm": {"finalists": 1, "seeds": 1},
+    "prune": {"fraction": 0},
+    "floor": 0,
+    "judge": "none",
+    "trials": 6,
+    "slots": 1,
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of Ray, about its own future
+def test_a_search_goes_on_when_a_node_is_lost(
+    tmp_path: Path, tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    file = tmp_path / "nodes.yaml"
+    file.write_text(yaml.safe_dump({**SPACE, "base": str(tiny_sdxl)}))
+    command = Command(
+        space=load_space(str(file)),
+        name=None,
+        folder=tmp_path / "runs",
+        seed=0,
+        engine=Engine(train=train, attach=attach),
+        console=Console(file=io.StringIO(), width=200),
+        executor="ray",
+    )
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+
+    def lose() -> None:
+        end = time.monotonic() + 600
+        while not (tmp_path / "runs" / "nodes" / "trials" / "0001" / "trial.json").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+
+    losing = Thread(target=lose)
+    losing.start()
+    try:
+        run = run_search(command)
+    finally:
+        losing.join()
+        cluster.shutdown()
+    said = command.console.file.getvalue()  # type: ignore[attr-defined]
+    assert "its actor ended" in said
+    assert [trial.state for trial in run.trials()] == ["complete"] * 6
+    assert len({str(trial.config) for trial in run.trials()}) == 6
+    assert Run.open(run.path).result() is not None
+    assert run.metadata.device == "ray (2 x 1 CPUs on 2 nodes)"

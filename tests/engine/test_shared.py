@@ -1,0 +1,256 @@
+"""Shared studies: two processes, each with a run folder, search one study, in SQLite and in PostgreSQL."""
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+import yaml
+from optuna.trial import TrialState
+from rich.console import Console
+
+from bench.errors import MismatchError, UsageError
+from bench.run import Run
+from bench.session import Command, Engine, run_search
+from bench.shared import Place, share
+from bench.space import load_space
+from trainers.adapters import attach
+from trainers.loop import train
+
+SPACE: dict[str, Any] = {
+    "name": "both",
+    "data": "emoji/pixel16",
+    "parameters": {
+        "rank": {"choices": [2, 4]},
+        "learning_rate": {"low": "1e-4", "high": "1e-2", "log": True},
+        "epochs": {"choices": [1, 2]},
+    },
+    "default": {"rank": 4, "alpha": 8, "learning_rate": "1e-4", "epochs": 2, "batch_size": 20},
+    "prompts": {"dev": 4, "test": 4, "seeds": 2, "training": 0, "altered": 0, "style": 0, "unrelated": 0},
+    "sampler": {"steps": 2, "guidance": 2},
+    "confirm": {"finalists": 1, "seeds": 1},
+    "floor": 0,
+    "judge": "none",
+    "trials": 6,
+    "slots": 1,
+    "devices": 1,
+}
+WORKER = '''
+"""A worker on another machine: argv is the URL, the artefacts, and whether it kills itself at a rung."""
+import os, signal, sys, time
+from pathlib import Path
+from rich.console import Console
+from bench.errors import MissingError
+from bench.session import Command, Engine, run_worker
+from bench.shared import Place
+from bench.space import load_space
+from trainers.adapters import attach
+import trainers.loop
+
+url, artifacts, ends = sys.argv[1:]
+
+def train(*arguments):
+    for rung in trainers.loop.train(*arguments):
+        if ends == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield rung
+
+command = Command(
+    space=load_space("smoke"), name="both", folder=Path("runs"), seed=0,
+    engine=Engine(train=train, attach=attach), console=Console(),
+)
+while True:
+    try:
+        run_worker(command, Place(url=url, artifacts=artifacts, heartbeat=1, grace=3), {})
+        break
+    except MissingError:
+        time.sleep(0.1)
+'''
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a server of its own, in Debian's package; it does not run as root."""
+    if not POSTGRES:
+        pytest.skip("no PostgreSQL on this machine: apt-get install postgresql")
+    pytest.importorskip("psycopg", reason="pip install 'bench[postgres]'")
+    folder = Path(os.path.realpath(f"/tmp/bench-postgres-{os.getpid()}"))
+    folder.mkdir()
+    owner = "postgres" if os.geteuid() == 0 else None
+    if owner:
+        shutil.chown(folder, owner)
+
+    def call(program: str, *arguments: str) -> None:
+        command = [str(POSTGRES[-1] / program), "-D", str(folder / "data"), *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, user=owner, cwd="/")
+
+    call("initdb", "--username=bench", "--auth=trust")
+    options = f"-c listen_addresses= -c unix_socket_directories={folder}"
+    call("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql://bench@/postgres?host={folder}"
+    finally:
+        call("pg_ctl", "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+MakeCommand = Callable[..., Command]
+
+
+@pytest.fixture
+def command(tmp_path: Path, tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> MakeCommand:
+    """`command(place, **fields)`: a search in tmp_path with SPACE changed so."""
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+
+    def make(place: Place | None, **fields: Any) -> Command:
+        file = tmp_path / "both.yaml"
+        file.write_text(yaml.safe_dump({**SPACE, "base": str(tiny_sdxl), **fields}))
+        return Command(
+            space=load_space(str(file)),
+            name=None,
+            folder=tmp_path / "runs",
+            seed=0,
+            engine=Engine(train=train, attach=attach),
+            console=Console(file=io.StringIO(), width=200),
+            place=place,
+        )
+
+    return make
+
+
+def place_of(url: str, tmp_path: Path) -> Place:
+    return Place(url=url, artifacts=str(tmp_path / "artifacts"), heartbeat=1, grace=3)
+
+
+@pytest.fixture
+def helped(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """`helped(place, ends)`: a worker with a folder of its own; none outlives the test."""
+    started = []
+
+    def start(place: Place, ends: str = "well") -> subprocess.Popen[bytes]:
+        folder = tmp_path / "other"
+        folder.mkdir()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        arguments = [sys.executable, "-c", WORKER, place.url, place.artifacts, ends]
+        started.append(subprocess.Popen(arguments, cwd=folder, env=environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def trials_of(place: Place) -> list[optuna.trial.FrozenTrial]:
+    with place.opened() as storage:
+        trials = optuna.load_study(study_name="both", storage=storage).trials
+    return [trial for trial in trials if not trial.user_attrs.get("nested")]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_two_machines_search_one_study(
+    command: MakeCommand,
+    helped: Callable[..., subprocess.Popen[bytes]],
+    tmp_path: Path,
+    kind: str,
+    request: pytest.FixtureRequest,
+) -> None:
+    url = request.getfixturevalue("postgres") if kind == "postgresql" else f"sqlite:///{tmp_path}/both.db"
+    place = place_of(url, tmp_path)
+    worker = helped(place)
+    run = run_search(command(place))
+    assert worker.wait(timeout=120) == 0
+    told = trials_of(place)
+    assert {trial.state for trial in told} == {TrialState.COMPLETE}
+    labels = [trial.user_attrs["label"] for trial in told]
+    assert len(set(labels)) == len(labels) >= 6
+    assert [trial.label for trial in run.trials()] == sorted(labels)
+    theirs = Run.open(tmp_path / "other" / "runs" / "both").trials()
+    assert theirs and len({trial.user_attrs["owner"] for trial in told}) == 2
+    for trial in theirs:
+        mine = run.path / "trials" / trial.label
+        assert {p.relative_to(trial.path) for p in trial.path.rglob("*")} == {
+            p.relative_to(mine) for p in mine.rglob("*")
+        }
+    assert run.result() is not None
+    with pytest.raises(UsageError, match=r"both: its study is in .*: give it as --storage"):
+        run_search(command(None))
+
+
+def test_a_trial_of_a_machine_that_died_is_tried_once_more(
+    command: MakeCommand, helped: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    place = place_of(f"sqlite:///{tmp_path}/both.db", tmp_path)
+    worker = helped(place, "killed")
+    run = run_search(command(place, trials=8))
+    assert worker.wait(timeout=120) == -signal.SIGKILL
+    told = trials_of(place)
+    lost = [trial for trial in told if trial.state == TrialState.FAIL]
+    assert len(lost) == 1 and "reason" not in lost[0].user_attrs
+    again = [trial for trial in told if trial.user_attrs.get("retried") == lost[0].number]
+    assert [trial.state for trial in again] == [TrialState.COMPLETE]
+    assert again[0].params == lost[0].params
+    assert [trial.state for trial in run.trials()] == ["complete"] * 8
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_a_trial_that_others_gave_up_is_discarded(command: MakeCommand, tmp_path: Path) -> None:
+    place = place_of(f"sqlite:///{tmp_path}/both.db", tmp_path)
+
+    calls = count()
+
+    def given_up(*arguments: Any) -> Iterator[Any]:
+        for rung in train(*arguments):
+            if next(calls) == 0:
+                with place.opened() as storage:
+                    study = optuna.load_study(study_name="both", storage=storage)
+                    running = study.get_trials(states=(TrialState.RUNNING,))
+                    study.tell(running[0].number, state=TrialState.FAIL)
+            yield rung
+
+    asked = command(place, trials=2)
+    run = run_search(replace(asked, engine=Engine(train=given_up, attach=attach)))
+    first = run.trials()[0]
+    assert first.state == "failed" and "was given up by others" in str(first.reason)
+    assert [trial.state for trial in run.trials()][1:] == ["complete"] * 2
+
+
+def test_a_sign_of_life_that_fails_is_said_and_tried_again(
+    command: MakeCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = place_of(f"sqlite:///{tmp_path}/both.db", tmp_path)
+    run = run_search(command(None, trials=1))
+    said: list[str] = []
+    beats, enough = count(), Event()
+
+    def record(trial: int) -> None:
+        if (number := next(beats)) < 2:
+            raise OSError("the database is away")
+        if number == 2:
+            enough.set()
+
+    with share(run, place, takes_over=True) as shared:
+        monkeypatch.setattr(shared.study._storage, "record_heartbeat", record)
+        with shared.pulse(lambda: [1], said.append):
+            assert enough.wait(60)
+    assert said == ["no sign of life could be given: the database is away"]
+
+
+def test_other_objectives_are_another_study(command: MakeCommand, tmp_path: Path) -> None:
+    place = place_of(f"sqlite:///{tmp_path}/both.db", tmp_path)
+    with place.opened() as storage:
+        optuna.create_study(study_name="both", storage=storage, directions=["minimize"])
+    with pytest.raises(MismatchError, match="the study 'both' is to minimize, the objectives"):
+        run_search(command(place))
