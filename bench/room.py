@@ -1,14 +1,15 @@
 """Room: how much a search will write, told and checked before it writes anything.
 
-An upper bound, mostly by a factor below two: as if every trial were of the heaviest configuration and passed
-all rungs.
+At most: as if every trial were of the heaviest configuration and passed all rungs. About: configurations as
+chance would sample them. A search that has less room than that is refused.
 """
 
 import math
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -19,7 +20,7 @@ from bench.config import TEXT_ATTENTION, TrialConfig
 from bench.errors import UsageError
 from bench.fit import MOST, ROUNDS, heaviest
 from bench.run import THUMBNAIL, Split
-from bench.space import SearchSpace
+from bench.space import IntChoices, IntRange, ModuleChoices, SearchSpace
 
 BLOCK = 4096
 """Bytes that file systems give to a file at a time."""
@@ -48,6 +49,8 @@ class Sizes:
     """Of the data, by split."""
     adapter: int
     """Of the heaviest configuration."""
+    usual_adapter: int
+    """The mean over all that may be sampled."""
     default_adapter: int
     state: int
     """Of what an interrupted training of the heaviest configuration goes on from."""
@@ -92,14 +95,14 @@ class Room:
             "cache": self.cache,
         }
         listed = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items() if size)
-        return f"up to {size_text(self.total)} ({listed or 'nothing'})"
+        return f"{size_text(self.total)} ({listed or 'nothing'})"
 
 
 NOTHING = Done()
 
 
 def needed(space: SearchSpace, sizes: Sizes, done: Done = NOTHING) -> Room:
-    """What a search of a space writes beyond what is done."""
+    """What a search of a space writes beyond what is done, at most."""
     drawn = {split: evaluation(sizes, number) for split, number in sizes.num_drawn.items()}
     trained = len(space.rungs) * drawn["dev"] + RECORDS
     confirmed = trained + drawn["test"]
@@ -128,6 +131,14 @@ def needed(space: SearchSpace, sizes: Sizes, done: Done = NOTHING) -> Room:
     )
 
 
+def usual(space: SearchSpace, sizes: Sizes, done: Done = NOTHING) -> Room:
+    """What it writes about."""
+    part = sizes.usual_adapter / sizes.adapter
+    of_usual = replace(sizes, adapter=sizes.usual_adapter, state=round(part * sizes.state))
+    room, num_rungs = needed(space, of_usual, done), len(space.rungs)
+    return replace(room, trials=math.ceil(room.trials * (num_rungs + 1) / (2 * num_rungs)))
+
+
 def evaluation(sizes: Sizes, number: int) -> int:
     """Of so many images."""
     return number * (_blocks(PER_PIXEL * sizes.resolution**2) + FEATURES) + RECORDS
@@ -150,13 +161,15 @@ def check_room(space: SearchSpace, sizes: Sizes, path: Path) -> str:
 
     Raises UsageError if that is less.
     """
-    room, free = needed(space, sizes, done_in(path)), free_bytes(path)
-    if room.total > free:
+    done, free = done_in(path), free_bytes(path)
+    about, most = usual(space, sizes, done), needed(space, sizes, done)
+    said = f"about {size_text(about.total)} of disk, at most {most}"
+    if about.total > free:
         raise UsageError(
-            f"{path.parent.absolute()}: the search needs {room} of disk, and {size_text(free)} are free; "
+            f"{path.parent.absolute()}: the search needs {said}, and {size_text(free)} are free; "
             "`bench clean RUN` removes what finished runs need no more"
         )
-    return f"the search writes {room}; {size_text(free)} of disk are free"
+    return f"the search takes {said}; {size_text(free)} are free"
 
 
 def sizes_of(
@@ -178,11 +191,27 @@ def sizes_of(
         num_drawn=num_drawn,
         num_pictures=num_pictures,
         adapter=adapter,
+        usual_adapter=_usual_adapter(space, base, config),
         default_adapter=adapter_size(base, space.default),
         state=copies * adapter,
         num_running=slots * num_devices,
         cache=_cached(space, base, num_pictures, num_drawn) if _is_shared(path) else 0,
     )
+
+
+def _usual_adapter(space: SearchSpace, base: BaseModel, config: TrialConfig) -> int:
+    """`config` is the heaviest; sizes are linear in the rank."""
+    modules = space.parameters.target_modules
+    choices = modules.choices if isinstance(modules, ModuleChoices) else [config.target_modules]
+    sizes = [adapter_size(base, config.model_copy(update={"target_modules": each})) for each in choices]
+    match space.parameters.rank:
+        case IntChoices(choices=listed):
+            rank = fmean(listed)
+        case IntRange(low=low, high=high):
+            rank = (low + high) / 2
+        case _:
+            rank = config.rank
+    return round(fmean(sizes) * rank / config.rank)
 
 
 def adapter_size(base: BaseModel, config: TrialConfig) -> int:

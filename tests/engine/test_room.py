@@ -10,7 +10,7 @@ import pytest
 
 from bench.base import BaseModel
 from bench.errors import UsageError
-from bench.room import Done, Sizes, adapter_size, done_in, needed, size_text, sizes_of
+from bench.room import Done, Sizes, adapter_size, done_in, needed, size_text, sizes_of, usual
 from bench.run import Run, adapter_file
 from bench.session import Command, run_search
 from bench.space import load_space
@@ -20,6 +20,7 @@ SIZES = Sizes(
     num_drawn={"dev": 48, "test": 96, "probe": 56, "floor": 96},
     num_pictures={"train": 60, "dev": 24, "test": 48},
     adapter=90_000_000,
+    usual_adapter=30_000_000,
     default_adapter=45_000_000,
     state=270_000_000,
     num_running=8,
@@ -43,8 +44,11 @@ def test_the_estimate_is_at_least_what_a_search_writes_and_at_most_twice(
     assert wrote <= room.total - room.cache <= 2 * wrote
     assert on_disk(searched.cache) <= room.cache
     assert searched.states <= room.running + on_disk(run.path / "trials")
-    assert f"Note: the search writes up to {size_text(room.total)} (images of the base" in searched.said
-    assert re.search(r"cache [\d.]+ MB\); [\d.]+ [MG]B of disk are free\.", searched.said)
+    about = usual(run.space, sizes)
+    assert wrote / 2 <= about.total - about.cache < room.total - room.cache
+    said = f"Note: the search takes about {size_text(about.total)} of disk, at most {size_text(room.total)} ("
+    assert said in searched.said
+    assert re.search(r"cache [\d.]+ MB\); [\d.]+ [MG]B are free\.", searched.said)
     written = adapter_file(run.trial_folder(0), 2).stat().st_size
     assert written <= adapter_size(base, run.space.default) <= 1.5 * written
     done = done_in(run.path)
@@ -59,8 +63,8 @@ def test_too_little_room_is_one_line_and_nothing_is_written(
     with pytest.raises(UsageError) as refused:
         run_search(make_command(tmp_path, trials=10**9))
     said = str(refused.value)
-    assert said.startswith(f"{tmp_path / 'runs'}: the search needs up to ")
-    assert re.search(r"[\d.]+ GB \(images of the base .*trials [\d.]+ GB.*\) of disk, and .* are free", said)
+    assert said.startswith(f"{tmp_path / 'runs'}: the search needs about ")
+    assert re.search(r"[\d.]+ GB of disk, at most [\d.]+ GB \(.*trials [\d.]+ GB.*\), and .* are free", said)
     assert said.endswith("`bench clean RUN` removes what finished runs need no more")
     assert "\n" not in said
     assert not (tmp_path / "runs").exists()
@@ -74,6 +78,14 @@ def test_what_is_done_needs_no_room_again() -> None:
     assert (half.base, half.cache) == (0, 0)
     assert half.confirmation == whole.confirmation
     assert needed(space, SIZES, Done(trials=space.trials + 5)).trials == 0
+
+
+def test_what_is_usual_has_lighter_adapters_and_fewer_rungs() -> None:
+    space = load_space("default")
+    most, about = needed(space, SIZES), usual(space, SIZES)
+    assert about.trials < most.trials * (len(space.rungs) + 1) / (2 * len(space.rungs))
+    assert about.running == pytest.approx(most.running / 3, rel=1e-3)
+    assert (about.base, about.cache) == (most.base, most.cache)
 
 
 def test_more_prompts_pixels_or_weights_need_more() -> None:
