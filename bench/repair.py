@@ -185,9 +185,11 @@ def set_all_aside(run: Run, damaged: Sequence[Damage]) -> None:
 
 
 def _point_of(run: Run, folder: Path) -> dict[str, Any] | None:
-    """What a trial samples, by its configuration or by what the study knows of it."""
-    with suppress(BenchError):
-        return run.space.parameters_of(yaml.read(folder / "config.yaml", TrialConfig))
+    """What a trial samples, by its configuration, that of a retraining, or what the study knows of it."""
+    retrained = sorted((run.path / "confirm").glob(f"{folder.name}-seed-*"))
+    for training in (folder, *retrained):
+        with suppress(BenchError):
+            return run.space.parameters_of(yaml.read(training / "config.yaml", TrialConfig))
     if trouble_of_study(run):
         return None
     known = open_study(run.path / STUDY, run.metadata.name, run.space).get_trials(deepcopy=False)

@@ -16,6 +16,7 @@
     result.json                 the Result: which configuration won, on confirmed scores
     winner/                     adapter.safetensors and training_config.yaml
     report.html
+    damaged/                    what `bench doctor --fix` set aside
 
 An Evaluation is a folder of scores.json, features.safetensors and images/. Every file is written to a
 temporary name, flushed, then renamed. A run is read without a GPU and without any model.

@@ -129,6 +129,19 @@ def test_a_study_made_again_keeps_the_time_and_asks_for_what_is_to_come_again(ru
     assert run.space.parameters_of(asked) == point
 
 
+def test_a_finalist_keeps_its_number_and_configuration_whatever_is_damaged(run: Run) -> None:
+    """Else its retrainings would be taken for those of another."""
+    result = run.result()
+    assert result is not None
+    (label,) = {candidate.label for candidate in result.candidates} - {"default"}
+    point = run.space.parameters_of(run.trials()[int(label)].config)
+    (run.trial_folder(int(label)) / "config.yaml").unlink()
+    truncate(run.path / "study.db")
+    mend(run.path)
+    asked = Searcher(study_of(run), run.space, run.metadata.seed).ask(label)
+    assert run.space.parameters_of(asked) == point
+
+
 def test_the_next_search_makes_again_what_was_damaged_and_gives_the_same(
     run: Run, make_command: Callable[..., Command], tmp_path: Path
 ) -> None:
