@@ -375,6 +375,56 @@ def speed(
         console.print(reports.speed.table(found))
 
 
+@app.command("clean")
+def clean_run(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")] = False,
+) -> None:
+    """Remove images and adapters of failed, pruned and dominated trials, and what killed processes left.
+
+    Scores, losses and configurations stay: reports and the search go on. The default's trial, finalists and
+    all that was trained or drawn to confirm them are never touched.
+    """
+    import reports.cleaning
+    from bench.clean import removals, remove
+    from bench.lock import locked
+
+    found = _open(run)
+    with locked(found.path, "clean it when that has ended"):
+        planned = removals(found)
+        if not dry_run:
+            remove(planned)
+    text = reports.cleaning.text(planned, found.path, is_done=not dry_run)
+    _console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    run: Annotated[str | None, typer.Argument(help="A run's name or folder, to be looked at too.")] = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Mend what can be mended of the run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Look at the machine, the packages, the disk and the Hub, and at a run: what is wrong, and what to do.
+
+    With --fix what is damaged goes into runs/NAME/damaged/, so that the next search makes it again, study.db
+    is made again from the trials, and temporary files go. Exits with 1 if problems remain.
+    """
+    import reports.doctor
+    from bench.doctor import examine, mend
+
+    if fix and run is None:
+        raise UsageError("--fix: only with a run")
+    path = _folder(run) if run else None
+    mended = mend(path) if path and fix else []
+    checks = examine(RUNS, path)
+    if as_json:
+        print(reports.doctor.as_json(checks, mended), end="")
+    else:
+        reports.doctor.show(checks, mended, _console())
+    if any(check.level == "problem" for check in checks):
+        raise typer.Exit(1)
+
+
 @data.command("check")
 def check_data(
     source: Annotated[str, typer.Argument(metavar="DIR", help="A folder, a bundled set, or a Hub id.")],
@@ -550,9 +600,14 @@ def command_of(
 def _open(name: str) -> "Run":
     from bench.run import Run
 
+    return Run.open(_folder(name))
+
+
+def _folder(name: str) -> Path:
+    """Of a run, by its name or path."""
     for folder in (RUNS / name, Path(name)):
         if (folder / "run.json").exists():
-            return Run.open(folder)
+            return folder
     known = sorted(path.parent.name for path in RUNS.glob("*/run.json"))
     raise MissingError(f"{name}: no such run; in {RUNS}/ are: {', '.join(known) or 'none'}")
 

@@ -16,6 +16,7 @@ from bench.run import (
     exam_folder,
     read_evaluation,
     read_trial,
+    was_cleaned,
 )
 from bench.scoring.metrics import Score
 
@@ -107,11 +108,16 @@ def trial_of(run: Run, number: int, epoch: int | None) -> Exported:
     if epoch not in record.epochs:
         known = ", ".join(map(str, record.epochs))
         raise UsageError(f"--epoch {epoch}: trial {number} was scored at {known}")
-    folder = epoch_folder(record.path, epoch)
+    folder, adapter = epoch_folder(record.path, epoch), adapter_file(record.path, epoch)
+    if was_cleaned(record):
+        raise MissingError(
+            f"{adapter}: was removed with `bench clean`; "
+            f"{record.path / 'config.yaml'} says how to train it again"
+        )
     return Exported(
         run=run,
         name=f"trial {number}, epoch {epoch}",
-        adapter=adapter_file(record.path, epoch),
+        adapter=adapter,
         config=record.config.model_copy(update={"epochs": epoch}),
         scores=read_evaluation(folder).scores,
         images=folder,

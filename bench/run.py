@@ -16,6 +16,7 @@
     result.json                 the Result: which configuration won, on confirmed scores
     winner/                     adapter.safetensors and training_config.yaml
     report.html
+    damaged/                    what `bench doctor --fix` set aside
 
 An Evaluation is a folder of scores.json, features.safetensors and images/. Every file is written to a
 temporary name, flushed, then renamed. A run is read without a GPU and without any model.
@@ -554,6 +555,11 @@ def write_images(folder: Path, images: NDArray[np.uint8]) -> None:
     # Flushing waits for the disk, on some 10 ms a file: many wait as long as one.
     with ThreadPoolExecutor(WRITERS) as writers:
         list(writers.map(write, enumerate(images)))
+
+
+def was_cleaned(trial: TrialRecord) -> bool:
+    """Whether images of a scored trial were removed, see `bench/clean.py`."""
+    return any(not (epoch_folder(trial.path, epoch) / "images").exists() for epoch in trial.epochs)
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 import bench
@@ -30,10 +29,12 @@ from bench.encoding import crops_note, encode
 from bench.errors import BenchError, DeviceError, MismatchError, TrialError, UsageError
 from bench.fit import find_fit
 from bench.fleet import Fleet, count_devices, shared_threads
+from bench.lock import locked
 from bench.packs import Attach, Crew, Packs, Progress, Trainer, describe
 from bench.prior import with_prior
 from bench.progress import show_progress
 from bench.prompts import Prompt, fingerprint, held_out_prompts, probe_prompts, scored_text
+from bench.room import check_room, sizes_of
 from bench.run import NAME, Metadata, PromptRecord, Run, Split, adapter_label, start_adapter, write_images
 from bench.scoring.embed import Scorer, load_scorer
 from bench.scoring.exam import Exam, Networks, prepare
@@ -338,7 +339,7 @@ def at_work(
             stack.enter_context(show_progress(command.console)),
             join=lambda metadata: partial(join, opening.path, metadata, command.engine),
             say=command.say,
-            lock=lambda: stack.enter_context(_locked(opening.path)),
+            lock=lambda: stack.enter_context(locked(opening.path)),
         )
         stack.callback(fleet.close)
         fleet.start()
@@ -448,7 +449,7 @@ def _opened(opening: "_Opening", command: Command) -> Iterator[Session]:
     """In this process."""
     with ExitStack() as stack:
         stack.enter_context(shared_threads(find_device(), opening.num_devices))
-        yield opening.session(command.say, lambda: stack.enter_context(_locked(opening.path)))
+        yield opening.session(command.say, lambda: stack.enter_context(locked(opening.path)))
 
 
 def _opening(command: Command, name: str, is_search: bool) -> "_Opening":
@@ -487,6 +488,8 @@ class _Opening:
         metadata = _metadata(self.path.name, self.space, self.seed, loaded, self.device)
         for note in loaded.notes:
             say(f"Note: {note}.")
+        if self.is_search:
+            say(f"Note: {self._room(loaded)}.")
         lock()
         run = _open(self.path, metadata, self.is_search) or _create(self.path, metadata, loaded)
         if run.space.slots == "auto":
@@ -494,6 +497,16 @@ class _Opening:
         data = f"data {loaded.dataset.name}: {len(loaded.dataset.train)} images to train on"
         say(f"Run: {self.path}  (base {loaded.base.name}, {data})")
         return loaded.session(run)
+
+    def _room(self, loaded: "_Loaded") -> str:
+        """What the search will write, in words; raises UsageError if there is not enough room."""
+        dataset = loaded.dataset
+        num_pictures = {split: len(getattr(dataset, split)) for split in ("train", "dev", "test")}
+        num_drawn = {
+            split: sum(len(prompt.seeds) for prompt in prompts) for split, prompts in loaded.prompts.items()
+        }
+        asked = (num_pictures, num_drawn, self.num_devices, self.path)
+        return check_room(self.space, sizes_of(self.space, loaded.base, *asked), self.path)
 
     def _with_slots(self, run: Run, loaded: _Loaded, say: Callable[[str], None], *, write: bool) -> Run:
         """The run with as many slots as fit on this machine; run.json says so if it is this command's own."""
@@ -592,21 +605,6 @@ def _held_out(space: SearchSpace, dataset: Dataset, split: Split, count: int) ->
                 f"got {len(prompts)}; give more images, or captions that tell them apart"
             )
     return prompts
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Only one search at a time works on a run folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.parent / f".{path.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UsageError(f"{path}: another bench search is working on it; give another --name") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _open(path: Path, metadata: Metadata, is_search: bool) -> Run | None:

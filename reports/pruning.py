@@ -1,7 +1,7 @@
 """What was pruned, and whether scores at rungs, and of fewer sampler steps, can be trusted: in sentences."""
 
 from bench.pruning import is_control
-from bench.run import Agreement, Result, Run, TrialRecord, epoch_folder, read_evaluation
+from bench.run import Agreement, Result, Run, TrialRecord, epoch_folder, read_evaluation, was_cleaned
 from bench.scoring.metrics import METRICS
 from bench.scoring.statistics import rank_correlation
 from reports.wording import number, plural
@@ -13,7 +13,22 @@ MIN_TRIALS = 3
 def sentences(run: Run, result: Result | None) -> list[str]:
     """For the reader of the trials' table; none where nothing was pruned and no rung can be compared."""
     trials = run.trials()
-    return [*_pruned(run, trials), *_predictions(run, trials), *_agreement(run, result)]
+    return [
+        *_pruned(run, trials),
+        *_predictions(run, trials),
+        *_agreement(run, result),
+        *_cleaned(trials),
+    ]
+
+
+def _cleaned(trials: list[TrialRecord]) -> list[str]:
+    cleaned = sum(was_cleaned(trial) for trial in trials)
+    if not cleaned:
+        return []
+    return [
+        f"Images and adapters of {plural(cleaned, 'trial')} were removed with bench clean, to free room; "
+        "their scores count as before."
+    ]
 
 
 def _pruned(run: Run, trials: list[TrialRecord]) -> list[str]:

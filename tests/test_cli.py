@@ -12,6 +12,7 @@ import typer.main
 
 from bench import cli
 from bench.compare import compare
+from bench.lock import locked
 from bench.run import Run
 from reports import compare_json
 
@@ -67,6 +68,8 @@ def test_flags_are_frozen() -> None:
         "push": ["run", "target", "public", "yes"],
         "try": ["run", "base", "port"],
         "speed": ["space", "base", "as_json"],
+        "clean": ["run", "dry_run"],
+        "doctor": ["run", "fix", "as_json"],
         "data check": ["source", "base", "strict", "as_json"],
         "data caption": ["folder", "template", "trigger", "force"],
         "data push": ["source", "target", "public", "yes"],
@@ -115,6 +118,9 @@ def test_flags_are_frozen() -> None:
             "bench: sqlite:///a.db: no study 'mine' in it: bench search begins it",
         ),
         (("report", "none"), "bench: none: no such run; in runs/ are: none"),
+        (("doctor", "none"), "bench: none: no such run; in runs/ are: none"),
+        (("doctor", "--fix"), "bench: --fix: only with a run"),
+        (("clean", "none"), "bench: none: no such run; in runs/ are: none"),
         (("compare", "none", "other"), "bench: none: no such run"),
         (("compare", "none"), "bench: compare: needs at least two sides, got none"),
         (("compare", "none", "none"), "bench: compare: none is named twice"),
@@ -254,3 +260,22 @@ def test_report_is_written_again(bench: Command, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("two_runs")
 def test_a_run_that_does_not_exist_names_those_that_do(bench: Command) -> None:
     assert "in runs/ are: one, two" in bench("report", "three")[2]
+
+
+def test_clean_says_what_goes_and_removes_it_once(bench: Command, tmp_path: Path, make_run: Any) -> None:
+    run = make_run("runs/one", trials=4)
+    adapter = run.trial_folder(3) / "epoch-02" / "adapter.safetensors"
+    adapter.parent.mkdir(exist_ok=True)
+    adapter.write_bytes(bytes(2_000_000))
+    code, output, _ = bench("clean", "one", "--dry-run")
+    assert code == 0 and adapter.exists()
+    assert "trials/0003  failed  2.0 MB\n" in output
+    assert "Would free 2.0 MB of runs/one; scores, losses and configurations would stay.\n" in output
+    code, output, _ = bench("clean", "runs/one")
+    assert code == 0 and not adapter.exists()
+    assert output.endswith("Freed 2.0 MB of runs/one; scores, losses and configurations stay.\n")
+    assert bench("clean", "one")[1] == "runs/one: nothing to remove\n"
+    with locked(run.path):
+        code, _, errors = bench("clean", "one")
+    assert (code, len(errors.splitlines())) == (2, 1)
+    assert "another bench search is working on it; clean it when that has ended" in errors

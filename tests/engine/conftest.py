@@ -1,15 +1,96 @@
 """Tiny pipelines of each family with random weights, as diffusers' folders, and data to train them on."""
 
+import io
 import json
 import string
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from latents import random_latents
+from rich.console import Console
 
 from bench.base import BaseModel, TrainingData, find_device, load_base
+from bench.packs import Trainer
+from bench.run import Run
+from bench.session import Command, Engine, run_search
+from bench.space import load_space
+from trainers.adapters import attach
+from trainers.loop import train
+
+SPACE: dict[str, Any] = {
+    "name": "small",
+    "data": "emoji/pixel16",
+    "parameters": {
+        "rank": {"choices": [2, 4]},
+        "learning_rate": {"low": "1e-4", "high": "1e-2", "log": True},
+        "epochs": {"choices": [1, 2]},
+    },
+    "default": {"rank": 4, "alpha": 8, "learning_rate": "1e-4", "epochs": 2, "batch_size": 20},
+    "prompts": {"dev": 4, "test": 4, "seeds": 2, "training": 1, "altered": 0, "style": 0, "unrelated": 0},
+    "sampler": {"steps": 2, "guidance": 2},
+    "confirm": {"finalists": 1, "seeds": 1},
+    "floor": 2,
+    "prune": {"fraction": 0},
+    "judge": "none",
+    "trials": 4,
+    "slots": 2,
+}
+MakeCommand = Callable[..., Command]
+
+
+@pytest.fixture(scope="session")
+def make_command(tiny_sdxl: Path) -> MakeCommand:
+    """`make_command(folder, trainer, **fields)`: a search in a folder, of SPACE changed so."""
+
+    def make(folder: Path, trainer: Trainer = train, **fields: Any) -> Command:
+        file = folder / "small.yaml"
+        file.write_text(yaml.safe_dump({**SPACE, "base": str(tiny_sdxl), **fields}))
+        return Command(
+            space=load_space(str(file)),
+            name=None,
+            folder=folder / "runs",
+            seed=0,
+            engine=Engine(train=trainer, attach=attach),
+            console=Console(file=io.StringIO(), width=200),
+        )
+
+    return make
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Searched:
+    """A search that has ended."""
+
+    run: Run
+    said: str
+    states: int
+    """Bytes of what its trials would have gone on from, at most."""
+    cache: Path
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory, make_command: MakeCommand) -> Searched:
+    """Made once: a test that changes the run folder works on a copy."""
+    folder, most = tmp_path_factory.mktemp("searched"), 0
+
+    def watched(*arguments: Any) -> Iterator[Any]:
+        nonlocal most
+        for rung in train(*arguments):
+            yield rung
+            states = (file.stat().st_blocks * 512 for file in folder.rglob("begun.safetensors"))
+            most = max(most, sum(states))
+
+    command = make_command(folder, watched)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENCH_CACHE", str(folder / "cache"))
+        run = run_search(command)
+    said = command.console.file.getvalue()  # type: ignore[attr-defined]
+    return Searched(run=run, said=said, states=most, cache=folder / "cache")
 
 
 @pytest.fixture(scope="session")

@@ -686,7 +686,7 @@ def test_slots_may_be_found_and_are_recorded(search: Search) -> None:
 
 
 def test_two_searches_on_one_run_are_refused(search: Search, tmp_path: Path) -> None:
-    from bench.session import _locked
+    from bench.lock import locked
 
-    with _locked(tmp_path / "runs" / "tiny"), pytest.raises(UsageError, match="another bench search"):
+    with locked(tmp_path / "runs" / "tiny"), pytest.raises(UsageError, match="another bench search"):
         search()

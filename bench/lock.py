@@ -1,0 +1,24 @@
+"""The lock of a run folder: one process at a time works on it. It ends with that, whatever ends it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bench.errors import UsageError
+
+
+@contextmanager
+def locked(path: Path, advice: str = "give another --name") -> Iterator[None]:
+    """Raises UsageError, with that advice, if another process works on the run folder `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.parent / f".{path.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"{path}: another bench search is working on it; {advice}") from None
+    try:
+        yield
+    finally:
+        lock.release()
