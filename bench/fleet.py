@@ -25,7 +25,7 @@ from bench.workers import Gone, Load, Order, Sheaf, Worker
 
 MAX_DEATHS = 3
 """Of workers on a device in a row, with nothing ended between: then it is left alone."""
-ASKED = {"lock", "order", "take", "stops"}
+ASKED = {"lock", "metadata", "order", "take", "stops"}
 """What a worker waits for the answer of."""
 Item = Job | Sheaf
 
@@ -61,13 +61,13 @@ class Fleet:
         workers: Sequence[Worker],
         progress: Progress,
         *,
-        join: Callable[[Metadata], Load],
+        join: Load,
         say: Callable[[str], None] = lambda text: None,
         lock: Callable[[], None] = lambda: None,
     ) -> None:
         """The first worker opens the run: it asks for its `lock`, and says what a user should know.
 
-        Once it is open, a worker that starts joins it.
+        All others, and what is started in its place, `join` it: they ask for its `metadata`.
         """
         self.workers, self.progress, self._join = workers, progress, join
         self.on_end: OnEnd = lambda job: None
@@ -84,6 +84,7 @@ class Fleet:
         self._answers: Mapping[str, Callable[..., Any]] = {
             "lock": lambda worker: lock(),
             "opened": self._opened,
+            "metadata": self._give_metadata,
             "order": self._give_order,
             "take": self._give,
             "scored": lambda worker, folder, *score: self.on_score(worker.running[folder], *score),
@@ -104,12 +105,13 @@ class Fleet:
 
         Raises the BenchError for which it cannot be opened.
         """
-        self._start(self.workers[0])
+        for worker in self.workers[1:]:
+            worker.load = self._join
+        for worker in self.workers:
+            self._start(worker)
         with self._turn:
             self._turn.wait_for(lambda: self._survey or self._share.error or self._is_alone)
         self._check()
-        for worker in self.workers[1:]:
-            self._start(worker)
 
     def _start(self, worker: Worker) -> None:
         self._part(worker).status("loading")
@@ -208,8 +210,11 @@ class Fleet:
 
     def _opened(self, worker: Worker, metadata: Metadata, survey: Survey) -> None:
         self.metadata, self._survey = metadata, survey
-        for one in self.workers:
-            one.load = self._join(metadata)
+        worker.load = self._join
+
+    def _give_metadata(self, worker: Worker) -> Metadata | None:
+        self._turn.wait_for(lambda: self._closed or self.metadata)
+        return self.metadata
 
     def _give_order(self, worker: Worker) -> Order:
         worker.is_loaded = True

@@ -337,7 +337,7 @@ def at_work(
         fleet = Fleet(
             [Worker(number=number, child=child, load=load) for number, child in enumerate(children)],
             stack.enter_context(show_progress(command.console)),
-            join=lambda metadata: partial(join, opening.path, metadata, command.engine),
+            join=partial(join, opening.path, opening.space, command.engine),
             say=command.say,
             lock=lambda: stack.enter_context(locked(opening.path)),
         )
@@ -382,14 +382,16 @@ def _prepared(
 
 
 def join(
-    path: Path, metadata: Metadata, engine: Engine, parent: Parent
+    path: Path, space: SearchSpace, engine: Engine, parent: Parent
 ) -> tuple[Packs, Callable[[Split], Exam]]:
-    """For a worker: Packs, and what gives an Exam, of a run that another process has opened.
+    """For a worker: Packs, and what gives an Exam, of a run that another one opens.
 
-    Writes nothing of run.json. Raises MismatchError if what the space names has changed since.
+    What the space names is loaded at once. Writes nothing of run.json. Raises MismatchError if it is not what
+    the other has loaded.
     """
+    loaded = _load(space)
+    metadata = parent.metadata()
     run = Run(path, metadata)
-    loaded = _load(run.space)
     _check_same(run, _metadata(metadata.name, run.space, metadata.seed, loaded, metadata.device))
     session = loaded.session(run)
     packs = packs_of(session, engine, parent)

@@ -27,7 +27,7 @@ import torch
 
 from bench.errors import BenchError, DeviceError, one_line
 from bench.packs import Packs
-from bench.run import Split
+from bench.run import Metadata, Split
 from bench.scoring.exam import Exam
 from bench.secrets import mask_logs, masked
 
@@ -285,6 +285,11 @@ class Parent:
     def lock(self) -> None:
         """Ask for the run's lock: returns once the parent holds it, or never."""
         self.ask("lock")
+
+    def metadata(self) -> Metadata:
+        """Of the run, once another worker has opened it."""
+        found: Metadata = self.ask("metadata")
+        return found
 
     def say(self, text: str) -> None:
         """To the user, as it is."""

@@ -47,16 +47,8 @@ def test_flags_are_frozen() -> None:
     flags = {name: [parameter.name for parameter in command.params] for name, command in commands.items()}
     assert flags == {
         "search": [
-            "space",
-            "base",
-            "data",
-            "name",
-            "trials",
-            "budget",
-            "seed",
-            "floor",
-            "storage",
-            "artifacts",
+            *("space", "base", "data", "name", "trials", "budget", "seed", "floor"),
+            *("storage", "artifacts", "executor"),
         ],
         "worker": ["run", "storage", "artifacts", "base", "data"],
         "floor": ["space", "base", "data", "name", "seeds", "seed"],
@@ -111,11 +103,11 @@ def test_flags_are_frozen() -> None:
         ),
         (
             ("worker", "mine", "--storage", "nothing", "--artifacts", "a"),
-            "bench: --storage --storage: cannot",
+            "bench: --storage: cannot be used: it is no",
         ),
         (
             ("worker", "mine", "--storage", "sqlite:///a.db", "--artifacts", "a"),
-            "bench: sqlite:///a.db: no study 'mine' in it: bench search begins it",
+            "bench: sqlite:///a.db: no study 'mine' in it; begin it with bench search",
         ),
         (("report", "none"), "bench: none: no such run; in runs/ are: none"),
         (("doctor", "none"), "bench: none: no such run; in runs/ are: none"),

@@ -116,7 +116,7 @@ class Work:
     def __init__(self, folder: Path, *lives: Life) -> None:
         self.worker, self.output = Puppet(*lives), io.StringIO()
         progress = PlainProgress(Console(file=self.output, width=200))
-        self.fleet = Fleet([self.worker], progress, join=lambda metadata: JOINED)  # type: ignore[list-item]
+        self.fleet = Fleet([self.worker], progress, join=JOINED)  # type: ignore[list-item]
         self.fleet.start()
         self.jobs = [Job(folder=folder / f"{n:04d}", config=CONFIG, origin="sampled") for n in range(4)]
         self.ended: list[str] = []

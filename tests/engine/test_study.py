@@ -520,15 +520,15 @@ def counting(trainer: Trainer, trained: list[TrialConfig]) -> Trainer:
     def counted(
         base: BaseModel,
         data: TrainingData,
-        configs: Iterator[TrialConfig],
+        configs: Iterator[TrialConfig | Begun],
         rungs: Sequence[int],
         num_slots: int,
         on_step: Callable[[int], None],
     ) -> Iterator[Rung]:
-        def taken() -> Iterator[TrialConfig]:
-            for config in configs:
-                trained.append(config)
-                yield config
+        def taken() -> Iterator[TrialConfig | Begun]:
+            for given in configs:
+                trained.append(given.config if isinstance(given, Begun) else given)
+                yield given
 
         return trainer(base, data, taken(), rungs, num_slots, on_step)
 

@@ -179,7 +179,11 @@ def test_what_a_worker_finds_wrong_is_said_before_anything_is_written(
     command: MakeCommand, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="matches no module"):
-        run_search(command(parameters={**SPACE["parameters"], "target_modules": {"choices": ["nothing$"]}}))
+        run_search(
+            command(
+                parameters={**SPACE["parameters"], "target_modules": {"choices": ["attention", ["nothing"]]}}
+            )
+        )
     assert not (tmp_path / "runs").exists()
 
 
