@@ -73,6 +73,7 @@ def test_flags_are_frozen() -> None:
     }
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
