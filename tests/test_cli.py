@@ -56,6 +56,8 @@ def test_flags_are_frozen() -> None:
             "floor",
             "storage",
             "artifacts",
+            "executor",
+            "force",
         ],
         "worker": ["run", "storage", "artifacts", "base", "data"],
         "floor": ["space", "base", "data", "name", "seeds", "seed"],

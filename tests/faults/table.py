@@ -39,7 +39,9 @@ FAULTS = (
         "a search's own is taken up again; another's, in a shared study, is given up after the grace period "
         "(Optuna never does)",
     ),
-    Fault(4, "a trial that is given up by others while it trains", "its result is discarded, the search goes on"),
+    Fault(
+        4, "a trial that is given up by others while it trains", "its result is discarded, the search goes on"
+    ),
     Fault(5, "a sign of life that cannot be written", "said once, and tried again"),
     Fault(
         6,
@@ -91,7 +93,11 @@ FAULTS = (
         "a torn journal",
         "a study is kept in SQLite, which takes back half a transaction when it is opened; a torn database is named",
     ),
-    Fault(17, "choices, scale or type of a parameter changed", "exit code 2 and the key that changed; no trial is begun"),
+    Fault(
+        17,
+        "choices, scale or type of a parameter changed",
+        "exit code 2 and the key that changed; no trial is begun",
+    ),
     Fault(18, "a direction changed", "refused; Optuna would go on with the old one"),
     Fault(
         19,
@@ -119,7 +125,9 @@ FAULTS = (
         "no network, with weights or data that are not on this machine; the Hub breaks off",
         "said before training, with the command that gets them; an upload that fails loses nothing",
     ),
-    Fault(25, "a run folder on a network file system", "SQLite is refused there without `--force`, which warns"),
+    Fault(
+        25, "a run folder on a network file system", "SQLite is refused there without `--force`, which warns"
+    ),
 )
 
 
