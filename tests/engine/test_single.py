@@ -254,6 +254,24 @@ def test_a_damaged_checkpoint_is_named(write: Write, tmp_path: Path) -> None:
         run(write(num_train_epochs=1))
 
 
+@pytest.mark.fault(13)
+@pytest.mark.parametrize("name", [ADAPTER, "optimizer.safetensors"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(
+    write: Write, tmp_path: Path, name: str, record_property: Callable[[str, object], None]
+) -> None:
+    whole, _ = run(write("whole"))
+    run(write())
+    last, before = tmp_path / "out" / "checkpoint-11", tmp_path / "out" / "checkpoint-8"
+    (last / name).write_bytes((last / name).read_bytes()[:-100])
+    adapter, said = run(write())
+    assert f"Going on from {before}" in " ".join(said.split())
+    assert last.with_name("checkpoint-11.damaged").is_dir()
+    assert same(adapter, whole)
+    record_property(
+        "seen", f"a truncated {name}: set aside, trained again from checkpoint-8 to the same bits"
+    )
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

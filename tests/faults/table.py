@@ -24,14 +24,15 @@ FAULTS = (
     Fault(
         1,
         "SIGKILL of a child while it trains",
-        "its trial is tried once more, alone, from its last rung; a second death is a failure with the signal "
-        "as its reason; the study goes on",
+        "its trial is tried once more, alone, from its last rung; a second death is a failure with the "
+        "signal as its reason; the study goes on",
     ),
     Fault(
         2,
         "SIGKILL of the parent",
-        "its children end; the next run goes on at once with what was running, same parameters, same number, to "
-        "the same files; in a shared study others try it once more after the grace period, in a folder of its own",
+        "its children end; the next run goes on at once with what was running, same parameters, same "
+        "number, to the same files; in a shared study others try it once more after the grace period, "
+        "in a folder of its own",
     ),
     Fault(
         3,
@@ -68,20 +69,20 @@ FAULTS = (
     Fault(
         12,
         "memory runs out while trials train",
-        "several side by side: half of them go on, which is said; alone: failed, memory is freed, the next trial "
-        "runs; the batch is never smaller than asked for",
+        "several side by side: half of them go on, which is said; alone: failed, memory is freed, the next "
+        "trial runs; the batch is never smaller than asked for",
     ),
     Fault(
         13,
         "a truncated adapter, or state of the optimizer",
-        "seen from the lengths in the file's header (there is no checksum beside it); it is set aside and the "
-        "checkpoint before it is taken",
+        "seen from the lengths in the file's header (there is no checksum beside it); it is set aside and "
+        "the checkpoint before it is taken",
     ),
     Fault(
         14,
         "the state of the random generators is missing",
-        "there is none to miss: each step draws from the seed and its number, and a resumed training ends with "
-        "the same bits",
+        "there is none to miss: each step draws from the seed and its number, and a resumed training ends "
+        "with the same bits",
     ),
     Fault(
         15,
@@ -91,7 +92,8 @@ FAULTS = (
     Fault(
         16,
         "a torn journal",
-        "a study is kept in SQLite, which takes back half a transaction when it is opened; a torn database is named",
+        "a study is kept in SQLite, which takes back half a transaction when it is opened; a torn "
+        "database is named",
     ),
     Fault(
         17,
@@ -113,7 +115,8 @@ FAULTS = (
     Fault(
         22,
         "pictures that are truncated, empty, CMYK, animated, rotated by EXIF",
-        "all that cannot be used are listed before anything is loaded; CMYK and rotated ones are read as they look",
+        "all that cannot be used are listed before anything is loaded; CMYK and rotated ones are read "
+        "as they look",
     ),
     Fault(
         23,

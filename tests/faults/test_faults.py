@@ -253,8 +253,8 @@ def state_after_a_look(place: Place, run: Run, number: int) -> TrialState:
 @pytest.mark.fault(3)
 @pytest.mark.xfail(
     strict=True,
-    reason="Shared.refresh leaves to Optuna which trials are given up, and Optuna never gives up one that has no "
-    "sign of life: the others wait for it for ever",
+    reason="Shared.refresh leaves to Optuna which trials are given up, and Optuna never gives up one that "
+    "has no sign of life: the others wait for it for ever",
 )
 def test_a_trial_of_others_that_never_gave_a_sign_of_life_is_given_up(
     make_run: Callable[..., Run], place: Place, seen: Seen
@@ -489,7 +489,10 @@ output = Path(sys.argv[1])
 config = TrialConfig(rank=2, alpha=2, learning_rate=1e-4, epochs=1)
 part = {"mid_block.attentions.0.proj_in.lora_A.weight": torch.ones(2, 4),
         "mid_block.attentions.0.proj_in.lora_B.weight": torch.ones(4, 2)}
-state = {name: {key: tensor.clone() for key, tensor in part.items()} for name in ("weights", "mean", "square")}
+def copy():
+    return {key: tensor.clone() for key, tensor in part.items()}
+
+state = {"weights": copy(), "mean": copy(), "square": copy()}
 
 def write(folder, step):
     write_checkpoint(folder, Checkpoint(step=step, state=state, losses=[0.0] * step), config, {}, 1)

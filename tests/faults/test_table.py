@@ -13,10 +13,9 @@ def test_every_fault_has_a_test() -> None:
 
 
 def test_the_document_has_every_fault_and_what_was_seen() -> None:
-    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:3] in ("| 1", "| 2")]
     rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= len(FAULTS), "run: python tests/faults/make_table.py"
     for fault, row in zip(FAULTS, rows, strict=False):
         number, name, expected, seen = row.strip("|").split(" | ", 3)
         assert (int(number), name, expected) == (fault.number, fault.fault, fault.expected)
         assert seen.strip(), "run: python tests/faults/make_table.py"
-    assert len(rows) >= len(FAULTS)
