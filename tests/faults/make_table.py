@@ -33,8 +33,9 @@ SOAK = """\
 ## Under kills for long
 
 Searches whose workers and parents are killed at random moments, and begun again until they are done, each \
-beside an undisturbed search of the same seed. Lost, doubled: in the run's folder or in Optuna's study. \
-Changed: an epoch that scored otherwise, to the last digit, than in an undisturbed training of that configuration.
+beside an undisturbed search of the same seed. Lost, doubled: in the run's folder or in Optuna's \
+study. Changed: an epoch that scored otherwise, to the last digit, than in an undisturbed training of \
+that configuration.
 
     {command}
 

@@ -197,9 +197,9 @@ def test_a_search_under_kills_loses_doubles_and_changes_nothing(
     tmp_path: Path, tiny_sdxl: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENCH_CACHE", "")
-    outcome = soak(tmp_path, seed=0, trials=6, faults=8, base=tiny_sdxl)
+    outcome = soak(tmp_path, seed=0, trials=6, faults=4, base=tiny_sdxl)
     assert (outcome.lost, outcome.doubled, outcome.changed) == ([], [], [])
-    assert outcome.faults.total() >= 4
+    assert outcome.faults.total() == 4
     struck = ", ".join(f"{count} {kind}" for kind, count in sorted(outcome.faults.items()))
     seen(f"6 trials under {struck}: none lost, doubled or changed")
 
