@@ -662,5 +662,19 @@ def test_sqlite_on_a_network_file_system_is_refused_or_warned_of(seen: Seen) -> 
 
 
 @pytest.mark.fault(25)
+@pytest.mark.parametrize(
+    ("storage", "file"),
+    [
+        (None, Path("runs")),
+        ("sqlite:////net/both.db", Path("/net/both.db")),
+        ("sqlite:///both.db?timeout=9", Path("both.db")),
+        ("postgresql://me@host/db", None),
+    ],
+)
+def test_only_sqlite_is_looked_for(storage: str | None, file: Path | None) -> None:
+    assert cli._sqlite_file(storage) == file
+
+
+@pytest.mark.fault(25)
 def test_this_machine_s_file_systems_can_be_read(tmp_path: Path) -> None:
     assert isinstance(network_kind(tmp_path), str | None)
