@@ -621,6 +621,30 @@ def test_a_report_of_any_state_exits_with_0(
     seen(f"trials {', '.join(states)}: written, exit code 0")
 
 
+# The network
+
+
+@pytest.mark.fault(24)
+@pytest.mark.parametrize("flag", ["--base", "--data"])
+def test_without_a_network_what_is_missing_is_said_before_anything_is_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flag: str,
+    seen: Seen,
+) -> None:
+    """Every request would go to a port where nothing listens."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench", "search", flag, "someone/something"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and "hf download someone/something" in line
+    assert list(tmp_path.iterdir()) == []
+    seen(f"exit code 2: {line}")
+
+
 # Network file systems
 
 
