@@ -92,14 +92,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fault(*numbers): injects these faults of docs/faults.md")
 
 
-@pytest.fixture(autouse=True)
-def faults(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
-    """Which faults a test injects is in its report, for tests/faults/make_table.py."""
-    for mark in request.node.iter_markers("fault"):
-        for number in mark.args:
-            record_property("fault", number)
-
-
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     """`make_run("name", gain=0.2, ...)`: a run folder of that name, fields of Sketch as keywords."""

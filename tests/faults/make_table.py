@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
-from table import FAULTS
+from table import FAULTS, marked
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "faults.md"
@@ -47,12 +47,16 @@ COMMAND = "python tests/faults/soak.py --trials 30 --seeds 0 1 2 3 4 5 --faults 
 class Case:
     """One test, as it ended."""
 
-    name: str
-    faults: tuple[int, ...]
+    id: str
+    """As pytest names it, with its parameters."""
     seen: str | None
     failure: str | None
     """Why it is not as expected; None if it is."""
     skipped: bool
+
+    @property
+    def test(self) -> str:
+        return self.id.partition("[")[0]
 
 
 def main() -> None:
@@ -64,19 +68,19 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         files = asked.read or [run(Path(folder) / "faults.xml")]
-        cases = [case for file in files for case in read(file)]
-    PAGE.write_text(page(cases, asked.soak and asked.soak.read_text()), encoding="utf-8")
+        cases = {case.id: case for file in files for case in read(file)}
+    PAGE.write_text(page(list(cases.values()), asked.soak and asked.soak.read_text()), encoding="utf-8")
 
 
 def run(file: Path) -> Path:
-    """All tests of faults; a later one tells what an earlier one may not."""
+    """All tests of faults."""
     command = [sys.executable, "-m", "pytest", "-m", "fault", f"--junitxml={file}", "tests"]
     subprocess.run(command, cwd=ROOT)
     return file
 
 
 def read(file: Path) -> Iterator[Case]:
-    """From pytest's own report."""
+    """From pytest's own report; of a test that is in several files, the last counts."""
     for case in ElementTree.parse(file).iter("testcase"):
         properties = [(each.get("name"), each.get("value", "")) for each in case.iter("property")]
         skip, failure = case.find("skipped"), case.find("failure")
@@ -85,8 +89,7 @@ def read(file: Path) -> Iterator[Case]:
         expected = skip is not None and skip.get("type") == "pytest.xfail"
         reason = skip if expected else failure
         yield Case(
-            name=case.get("name", "").partition("[")[0],
-            faults=tuple(int(value) for name, value in properties if name == "fault"),
+            id=f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}",
             seen=next((value for name, value in properties if name == "seen"), None),
             failure=None if reason is None else str(reason.get("message")).partition("\n")[0],
             skipped=skip is not None and not expected,
@@ -94,7 +97,9 @@ def read(file: Path) -> Iterator[Case]:
 
 
 def page(cases: Sequence[Case], soaked: str | None) -> str:
-    done = [case for case in cases if case.faults and not case.skipped]
+    tests = marked()
+    known = {test for of_fault in tests.values() for test in of_fault}
+    done = [case for case in cases if case.test in known and not case.skipped]
     well = sum(case.failure is None for case in done)
     parts = [
         HEAD,
@@ -103,7 +108,7 @@ def page(cases: Sequence[Case], soaked: str | None) -> str:
         "| | fault | expected | seen |\n|--:|---|---|---|",
     ]
     for fault in FAULTS:
-        of_fault = [case for case in done if fault.number in case.faults]
+        of_fault = [case for case in done if case.test in tests[fault.number]]
         seen = "<br>".join(told(of_fault))
         parts.append(f"| {fault.number} | {fault.fault} | {fault.expected} | {seen} |")
     text = "\n".join(parts) + "\n"
@@ -114,7 +119,8 @@ def told(cases: Iterable[Case]) -> Iterator[str]:
     """A line a test: what it saw, or else its name, which says what it holds."""
     by_line: dict[str, int] = {}
     for case in cases:
-        words = case.seen or case.name.removeprefix("test_").replace("_s_", "'s ").replace("_", " ")
+        name = case.test.partition("::test_")[2].replace("_s_", "'s ").replace("_", " ")
+        words = case.seen or name.capitalize()
         line = words if case.failure is None else f"**not yet:** {words} ({case.failure})"
         by_line[line] = by_line.get(line, 0) + 1
     yield from (_cell(line, count) for line, count in by_line.items())
@@ -122,7 +128,6 @@ def told(cases: Iterable[Case]) -> Iterator[str]:
 
 def _cell(line: str, count: int) -> str:
     shown = " ".join(line.split()).replace("|", "\\|").replace("<", "&lt;")
-    shown = shown[0].upper() + shown[1:] if shown else shown
     return f"{shown} ({count} cases)" if count > 1 else shown
 
 
