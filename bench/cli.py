@@ -67,6 +67,9 @@ def search(
     executor: Annotated[
         Literal["local", "ray"], typer.Option(help="Where trials run: this machine, or a Ray cluster.")
     ] = "local",
+    force: Annotated[
+        bool, typer.Option("--force", help="Keep an SQLite study even on a network file system.")
+    ] = False,
 ) -> None:
     """Search a space: train and score trials, confirm the best, write runs/NAME/report.html.
 
@@ -74,6 +77,7 @@ def search(
     """
     from dataclasses import replace
 
+    from bench.filesystem import refuse_network
     from bench.session import run_search
 
     overrides = {"base": base, "data": data, "trials": trials, "budget": budget}
@@ -82,6 +86,8 @@ def search(
     try:
         command = command_of(space, overrides, name, seed, console)
         command = replace(command, place=_place(storage, artifacts), executor=executor)
+        if file := _sqlite_file(storage):
+            refuse_network(file, command.say, force=force)
         run = run_search(command)
     except KeyboardInterrupt:
         console.print("Stopped. Finished trials are kept: run the same command to go on.")
@@ -639,6 +645,14 @@ def _place(storage: str | None, artifacts: str | None) -> "Place | None":
     if artifacts is None:
         raise UsageError("--artifacts: say where trained adapters go: a folder that all see, or s3://bucket")
     return Place(url=storage, artifacts=artifacts)
+
+
+def _sqlite_file(storage: str | None) -> Path | None:
+    """Where a study is kept, or the folder of it, if that is SQLite."""
+    if storage is None:
+        return RUNS
+    scheme, _, file = storage.partition(":///")
+    return Path(file.partition("?")[0]) if scheme.partition("+")[0] == "sqlite" else None
 
 
 def _console(stderr: bool = False) -> "Console":

@@ -91,6 +91,10 @@ class Sketch:
 MakeRun = Callable[..., Run]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "fault(*numbers): injects these faults of docs/faults.md")
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     """`make_run("name", gain=0.2, ...)`: a run folder of that name, fields of Sketch as keywords."""

@@ -150,6 +150,7 @@ def test_few_and_many_pictures(mine: Path, base: PipelineFolder) -> None:
     assert "many" in kinds(check_data("emoji/fluent-3d", base))
 
 
+@pytest.mark.fault(22)
 def test_what_cannot_be_used_is_listed_and_the_rest_is_checked(mine: Path, base: PipelineFolder) -> None:
     (mine / "00.txt").unlink()
     (mine / "01.txt").write_text(" ")

@@ -236,11 +236,13 @@ def test_a_file_that_changes_later_is_noticed(tmp_path: Path, content: bytes | N
         example.image()
 
 
+@pytest.mark.fault(22)
 def test_cmyk_is_converted(tmp_path: Path) -> None:
     picture(0).convert("CMYK").save(tmp_path / "a.jpg")
     assert load_one(tmp_path, "a.jpg").mode == "RGB"
 
 
+@pytest.mark.fault(22)
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -296,6 +298,7 @@ def add(folder: Path, name: str) -> Path:
     return folder / name
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp"])
 def test_truncated(tmp_path: Path, suffix: str) -> None:
     path = add(tmp_path, f"x.{suffix}")
@@ -305,6 +308,7 @@ def test_truncated(tmp_path: Path, suffix: str) -> None:
     assert problem.startswith(f"x.{suffix}: ")
 
 
+@pytest.mark.fault(22)
 def test_empty_file(tmp_path: Path) -> None:
     add(tmp_path, "x.png").touch()
     assert problems(tmp_path) == ["x.png: an empty file"]
@@ -326,6 +330,7 @@ def test_a_forbidden_format_under_another_name_is_refused(tmp_path: Path) -> Non
     assert problems(tmp_path) == ["x.png: not a picture in PNG, JPEG, WebP or BMP format"]
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("suffix", ["png", "webp"])
 def test_animated(tmp_path: Path, suffix: str) -> None:
     path = add(tmp_path, f"x.{suffix}")
@@ -487,6 +492,7 @@ def test_metadata_that_cannot_be_read_is_one_problem(tmp_path: Path) -> None:
 # The list of problems
 
 
+@pytest.mark.fault(22)
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     write_pairs(tmp_path)
     (tmp_path / "000.txt").unlink()
@@ -661,6 +667,7 @@ def test_hub_rows_open_only_files_that_came_from_the_hub(
     assert load_dataset("owner/name").test[0].image().size == (20, 24)
 
 
+@pytest.mark.fault(24)
 def test_hub_data_set_out_of_reach(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(MissingError) as caught:
         load_dataset("owner/name@v1")

@@ -136,6 +136,7 @@ class Work:
         return [read_trial(file.parent).state if file.exists() else None for file in files]
 
 
+@pytest.mark.fault(1)
 def test_what_a_worker_died_of_is_tried_again_and_has_failed_then(tmp_path: Path) -> None:
     work = Work(tmp_path, ending("0001"), ending("0001")).train()
     assert work.states == ["complete", "failed", "complete", "complete"]

@@ -27,6 +27,7 @@ def test_a_run_is_read_back_as_it_was_written(make_run: Callable[..., Run]) -> N
     assert again.result() == run.result()
 
 
+@pytest.mark.fault(8)
 def test_a_file_that_fails_while_it_is_written_leaves_the_old_one(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "old")
     with pytest.raises(RuntimeError), replacing(tmp_path / "file") as temporary:

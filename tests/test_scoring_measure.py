@@ -307,6 +307,7 @@ def test_the_order_of_prompts_and_pictures_does_not_matter(with_judge: Reference
             assert second[name].stderr == pytest.approx(score.stderr, abs=1e-4)
 
 
+@pytest.mark.fault(9)
 def test_features_that_are_not_finite_are_not_scored(reference: Reference) -> None:
     features = draw(PROMPTS * SEEDS, 4)
     features[3, 0] = np.nan
@@ -434,6 +435,7 @@ def test_good_images_pass() -> None:
     check_images(pictures(), pictures()[::-1])
 
 
+@pytest.mark.fault(10)
 def test_black_images_are_refused() -> None:
     images = pictures()
     images[3:5] = 0
@@ -442,6 +444,7 @@ def test_black_images_are_refused() -> None:
         check_images(images, None, num_seeds=2)
 
 
+@pytest.mark.fault(10)
 def test_flat_colours_are_refused_unless_the_base_draws_them_too() -> None:
     images, base = pictures(), pictures()[::-1].copy()
     images[2] = [250, 10, 10]
@@ -451,6 +454,7 @@ def test_flat_colours_are_refused_unless_the_base_draws_them_too() -> None:
     check_images(images, base)
 
 
+@pytest.mark.fault(11)
 def test_an_adapter_that_changes_nothing_is_refused() -> None:
     with pytest.raises(TrialError, match="all 6 images equal the base model's"):
         check_images(pictures(), pictures())

@@ -96,6 +96,7 @@ def test_the_default_never_stops() -> None:
     assert mine.stops("0000", 2) is None
 
 
+@pytest.mark.fault(2)
 def test_what_was_running_goes_on_after_an_interruption() -> None:
     mine = searcher()
     run(mine, 0, lambda c: 0.5)
@@ -108,6 +109,7 @@ def test_what_was_running_goes_on_after_an_interruption() -> None:
     assert sorted(nested) == ["0000", "0001"]
 
 
+@pytest.mark.fault(3)
 def test_what_was_asked_but_not_begun_is_asked_again() -> None:
     mine = searcher()
     space = mine._space

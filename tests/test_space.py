@@ -163,6 +163,7 @@ def test_a_budget_is_a_duration(text: Any, seconds: float) -> None:
     assert space(budget=text).budget == seconds
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

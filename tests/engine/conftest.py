@@ -95,11 +95,15 @@ def searched(tmp_path_factory: pytest.TempPathFactory, make_command: MakeCommand
 
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `write_tiny_sdxl`."""
+    return write_tiny_sdxl(tmp_path_factory.mktemp("tiny-sdxl"))
+
+
+def write_tiny_sdxl(folder: Path) -> Path:
     """Folder of a pipeline of 32 pixels whose UNet has all kinds of modules that a preset names."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    folder = tmp_path_factory.mktemp("tiny-sdxl")
     torch.manual_seed(0)
     text = _text_config()
     unet = UNet2DConditionModel(

@@ -160,6 +160,7 @@ def test_a_module_that_a_slot_does_not_target_stays_untouched(base: BaseModel, d
         assert any(key.startswith("down_blocks.0.resnets") for key in rung.adapter(1))
 
 
+@pytest.mark.fault(9)
 def test_a_trial_that_diverges_leaves_the_pack_and_its_neighbours_alone(
     base: BaseModel, data: TrainingData
 ) -> None:
@@ -309,6 +310,7 @@ def test_an_adapter_of_other_modules_is_refused(base: BaseModel, data: TrainingD
         slots.load(0, adapter)
 
 
+@pytest.mark.fault(13)
 def test_a_truncated_adapter_is_refused(tmp_path: Path, base: BaseModel, data: TrainingData) -> None:
     file = tmp_path / "adapter.safetensors"
     save_adapter(file, trained(base, data, CONFIGS[:1])[0], CONFIGS[0])

@@ -159,6 +159,7 @@ def trials_of(place: Place) -> list[optuna.trial.FrozenTrial]:
     return [trial for trial in trials if not trial.user_attrs.get("nested")]
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_two_machines_search_one_study(
     command: MakeCommand,
@@ -189,6 +190,7 @@ def test_two_machines_search_one_study(
         run_search(command(None))
 
 
+@pytest.mark.fault(2)
 def test_a_trial_of_a_machine_that_died_is_tried_once_more(
     command: MakeCommand, helped: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
@@ -206,6 +208,7 @@ def test_a_trial_of_a_machine_that_died_is_tried_once_more(
     assert not psutil.Process().children(recursive=True)
 
 
+@pytest.mark.fault(4)
 def test_a_trial_that_others_gave_up_is_discarded(command: MakeCommand, tmp_path: Path) -> None:
     place = place_of(f"sqlite:///{tmp_path}/both.db", tmp_path)
 
@@ -227,6 +230,7 @@ def test_a_trial_that_others_gave_up_is_discarded(command: MakeCommand, tmp_path
     assert [trial.state for trial in run.trials()][1:] == ["complete"] * 2
 
 
+@pytest.mark.fault(5)
 def test_a_sign_of_life_that_fails_is_said_and_tried_again(
     command: MakeCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +252,7 @@ def test_a_sign_of_life_that_fails_is_said_and_tried_again(
     assert said == ["no sign of life could be given: the database is away"]
 
 
+@pytest.mark.fault(18)
 def test_other_objectives_are_another_study(command: MakeCommand, tmp_path: Path) -> None:
     place = place_of(f"sqlite:///{tmp_path}/both.db", tmp_path)
     with place.opened() as storage:

@@ -197,6 +197,7 @@ def test_the_adapter_loads_in_plain_diffusers(write: Write, tiny_sdxl: Path) -> 
     assert torch.equal(layer.lora_A["default_0"].weight, load_file(file)[key])
 
 
+@pytest.mark.fault(6, 14)
 @pytest.mark.parametrize(
     ("what", "when", "code", "kept"),
     [
@@ -260,12 +261,31 @@ def test_another_config_is_refused_by_the_names_of_its_keys(write: Write, tmp_pa
         run(write(num_train_epochs=1))
 
 
+@pytest.mark.fault(13)
 def test_a_damaged_checkpoint_is_named(write: Write, tmp_path: Path) -> None:
     run(write(num_train_epochs=1))
     file = find_checkpoints(tmp_path / "out")[-1] / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UsageError, match=r"checkpoint-4: damaged"):
         run(write(num_train_epochs=1))
+
+
+@pytest.mark.fault(13)
+@pytest.mark.parametrize("name", [ADAPTER, "optimizer.safetensors"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(
+    write: Write, tmp_path: Path, name: str, record_property: Callable[[str, object], None]
+) -> None:
+    whole, _ = run(write("whole"))
+    run(write())
+    last, before = tmp_path / "out" / "checkpoint-11", tmp_path / "out" / "checkpoint-8"
+    (last / name).write_bytes((last / name).read_bytes()[:-100])
+    adapter, said = run(write())
+    assert f"Going on from {before}" in " ".join(said.split())
+    assert last.with_name("checkpoint-11.damaged").is_dir()
+    assert same(adapter, whole)
+    record_property(
+        "seen", f"a truncated {name}: set aside, trained again from checkpoint-8 to the same bits"
+    )
 
 
 @pytest.mark.parametrize(
@@ -324,6 +344,7 @@ def test_a_training_gives_what_a_trial_of_a_search_gives(write: Write, tmp_path:
     assert alike({f"unet.{key}": tensor for key, tensor in rung.adapter(0).items()}, single)
 
 
+@pytest.mark.fault(9)
 def test_a_loss_that_is_not_finite_names_its_step_and_the_remedy(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -492,6 +513,7 @@ def test_what_an_upload_needs_is_known_before_training(
     assert not list((tmp_path / "out").glob("checkpoint*"))
 
 
+@pytest.mark.fault(24)
 def test_an_upload_that_fails_loses_nothing_and_says_what_to_do(
     write: Write, command: Command, hub: Hub, tmp_path: Path
 ) -> None:

@@ -400,6 +400,7 @@ def confirmed(run: Run) -> list[tuple[str, float]]:
     return [(candidate.label, candidate.scores["similarity"].value) for candidate in result.candidates]
 
 
+@pytest.mark.fault(20)
 def test_more_trials_go_on_from_what_is_there(search: Search) -> None:
     before = {trial.label: trial.config for trial in search().trials()}
     run = search(trials=5)
@@ -422,6 +423,7 @@ def test_an_interrupted_search_goes_on_without_loss_or_doubles(search: Search, t
     assert len(points) == len(set(points)) == sum(len(trial.epochs) for trial in run.trials())
 
 
+@pytest.mark.fault(6, 13)
 @pytest.mark.parametrize(("is_torn", "left"), [(False, 3), (True, 6)])
 def test_an_interrupted_trial_goes_on_from_its_last_rung_to_the_same_end(
     search: Search, tmp_path: Path, is_torn: bool, left: int
@@ -472,6 +474,7 @@ def test_a_pack_that_breaks_is_recorded_and_the_study_goes_on(search: Search) ->
     assert run.result() is not None
 
 
+@pytest.mark.fault(12)
 def test_a_pack_that_does_not_fit_in_memory_is_halved(search: Search) -> None:
     run = search(trainer=failing_at_a_rung(torch.OutOfMemoryError("out of memory"), 0))
     undisturbed = search(name="undisturbed")
@@ -602,6 +605,7 @@ def test_rungs_are_drawn_with_fewer_steps_the_result_with_all(search: Search) ->
         assert (images[0] == images[1]) is same
 
 
+@pytest.mark.fault(8)
 def test_a_full_disk_fails_no_trial(search: Search) -> None:
     with pytest.raises(BenchError, match="No space left.*finished trials are kept"):
         search(trainer=failing_at_a_rung(OSError(28, "No space left on device"), 1))
@@ -614,6 +618,7 @@ def test_trials_without_run_json_are_not_adopted(search: Search) -> None:
         search()
 
 
+@pytest.mark.fault(11)
 def test_a_trial_that_changes_nothing_is_not_scored(search: Search, tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="no configuration could be confirmed"):
         search(default={**SPACE["default"], "weight_decay": 0, "max_grad_norm": 1e-30})
@@ -627,6 +632,7 @@ def test_a_study_of_failures_alone_ends_with_the_first_reason(search: Search) ->
         search(trainer=breaking(lambda call: True, RuntimeError("no luck")))
 
 
+@pytest.mark.fault(17)
 def test_a_changed_space_is_refused_with_what_changed(search: Search) -> None:
     search()
     with pytest.raises(MismatchError, match=r"space\.sampler; give another --name"):
@@ -685,6 +691,7 @@ def test_slots_may_be_found_and_are_recorded(search: Search) -> None:
     assert search(slots=2, trials=6).metadata.slots_reason is None
 
 
+@pytest.mark.fault(21)
 def test_two_searches_on_one_run_are_refused(search: Search, tmp_path: Path) -> None:
     from bench.lock import locked
 

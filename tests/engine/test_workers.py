@@ -91,6 +91,7 @@ def command(tmp_path: Path, tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) ->
     return make
 
 
+@pytest.mark.fault(1)
 def test_a_killed_worker_s_trial_is_trained_again_and_all_give_what_they_give_alone(
     command: MakeCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +154,7 @@ def check_goes_on(longer: Run, run: Run) -> None:
     assert [trial.config for trial in longer.trials()][:4] == before
 
 
+@pytest.mark.fault(6)
 def test_an_interrupted_search_leaves_no_worker(command: MakeCommand, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "two"
 
@@ -187,6 +189,7 @@ def test_what_a_worker_finds_wrong_is_said_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.fault(2)
 def test_workers_end_with_a_parent_that_is_killed(command: MakeCommand, tmp_path: Path) -> None:
     command()
     arguments = [sys.executable, "-m", "bench", "search", "--space", "two.yaml"]
