@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from bench.run import Evaluation, Split
 from bench.scoring.exam import Exam
 
 T = TypeVar("T")
+R = TypeVar("R")
+P = ParamSpec("P")
 Losses = NDArray[np.float64] | None
 
 IMAGE_STEP = 0.3
@@ -229,13 +231,28 @@ class Packs:
     on_end: OnEnd = lambda job: None
     on_score: OnScore = lambda job, epoch, evaluation: None
     stops: Stops = lambda job, epoch: None
+    _unheard: Exception | None = field(default=None, init=False)
+    """Raised by who listens."""
     done: float = field(default=0.0, init=False)
     """Units of work done in this session."""
     refused: dict[Path, str] = field(default_factory=dict, init=False)
     """Folder -> why the images of the adapter that was examined for it must not be scored."""
 
     def listen(self, on_end: OnEnd, on_score: OnScore, stops: Stops) -> None:
-        self.on_end, self.on_score, self.stops = on_end, on_score, stops
+        self.on_end, self.on_score = self._heard(on_end), self._heard(on_score)
+        self.stops = self._heard(stops)
+
+    def _heard(self, listener: Callable[P, R]) -> Callable[P, R]:
+        """What goes wrong there is no fault of the trial that is spoken of."""
+
+        def heard(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return listener(*args, **kwargs)
+            except Exception as error:
+                self._unheard = error
+                raise
+
+        return heard
 
     # Training
 
@@ -259,7 +276,7 @@ class Packs:
             # The machine's fault, not the trial's: its trials stay `running` and start again next time.
             raise _machine(error) from None
         except Exception as error:  # the trial boundary: what breaks here must not end the study
-            if error is queue.broken:
+            if error in (queue.broken, self._unheard):
                 raise
             if not isinstance(error, torch.OutOfMemoryError) or self.num_slots == 1:
                 broken = f"{type(error).__name__}: {one_line(error)}"

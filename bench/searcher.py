@@ -4,16 +4,18 @@ It knows configurations and scores, neither folders nor models, so that a search
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from bench.config import TrialConfig
-from bench.errors import MismatchError
+from bench.errors import BenchError, MismatchError, UsageError, one_line
 from bench.pruning import Standing, Standings
 from bench.scoring.metrics import METRICS
 from bench.secrets import masked
@@ -73,16 +75,31 @@ class Searcher:
         return self._ask(None)
 
     def _ask(self, label: str | None) -> tuple[str, TrialConfig]:
-        # A sampler that starts again from its first seed would repeat its first points.
-        told = len(self.study.get_trials(deepcopy=False))
-        digest = hashlib.sha256(f"{self._seed}/{told}".encode()).digest()
-        self.study.sampler = self._sampling(int.from_bytes(digest[:4], "big"), self._space.num_slots)
-        trial = self.study.ask(fixed_distributions=self._space.distributions)
+        while wrong := self._outside(trial := self._next()):
+            trial.set_user_attr("reason", wrong)
+            self.study.tell(trial, state=TrialState.FAIL)
         label = label or f"{trial.number:04d}"
         trial.set_user_attr("owner", self.owner)
         trial.set_user_attr("label", label)
         self._running[label] = trial
         return label, self._config(trial.params)
+
+    def _next(self) -> optuna.Trial:
+        # A sampler that starts again from its first seed would repeat its first points.
+        told = len(self.study.get_trials(deepcopy=False))
+        digest = hashlib.sha256(f"{self._seed}/{told}".encode()).digest()
+        self.study.sampler = self._sampling(int.from_bytes(digest[:4], "big"), self._space.num_slots)
+        return self.study.ask(fixed_distributions=self._space.distributions)
+
+    def _outside(self, trial: optuna.Trial) -> str | None:
+        """What is wrong with a trial that others have enqueued: Optuna takes any value of theirs."""
+        for name, distribution in self._space.distributions.items():
+            value = trial.params.get(name)
+            with suppress(ValueError):  # of a choice that is none
+                if name in trial.params and distribution._contains(distribution.to_internal_repr(value)):
+                    continue
+            return f"{name}={value!r} is not in the space"
+        return None
 
     @property
     def running(self) -> Collection[str]:
@@ -164,9 +181,34 @@ class Searcher:
 
 
 def open_study(file: Path, name: str, space: SearchSpace) -> optuna.Study:
-    """The study kept in an SQLite file; it is made if it is not there."""
-    storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 60}})
-    return new_study(space, storage, name)
+    """The study kept in an SQLite file, made if it is not there; raises UsageError for a damaged one."""
+    connection = {"connect_args": {"timeout": 60}}
+    try:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs=connection)
+        return new_study(space, storage, name)
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = one_line(_cause(error))
+        raise UsageError(f"{file}: damaged: {reason}; bench doctor {name} --fix makes it again") from None
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """What goes wrong with the database of a study later is the machine's fault: one BenchError."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = one_line(_cause(error))
+        raise BenchError(
+            f"the study's database: {reason}; finished trials are kept: run it again when mended"
+        ) from None
+
+
+def _cause(error: BaseException) -> Exception:
+    """What the database itself said."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    original = getattr(error, "orig", None)
+    return original if isinstance(original, Exception) else Exception(str(error))
 
 
 def new_study(

@@ -42,6 +42,7 @@ from bench.scoring.judge import find_judge
 from bench.scoring.losses import NUM_PICTURES, Denoising, HeldOutLoss, LossGap
 from bench.scoring.measure import MIN_SET
 from bench.scoring.metrics import METRICS
+from bench.searcher import database_errors
 from bench.series import Checkpoint, Series
 from bench.shared import Place, Shared, refuse_apart, share, shared_metadata
 from bench.sheet import Sheet, read_sheet
@@ -144,7 +145,7 @@ def run_search(command: Command) -> Run:
     space = command.space
     if "adamw8bit" in space.optimizers:
         refuse_missing_8bit()
-    with at_work(command, space.name, is_search=True) as (run, crew):
+    with database_errors(), at_work(command, space.name, is_search=True) as (run, crew):
         confirmation = Confirmation(run=run, packs=crew)
         with _shared(run, command.place) as shared:
             study = Study(run=run, packs=crew, reserve=confirmation.units, shared=shared)
@@ -173,7 +174,7 @@ def run_worker(command: Command, place: Place, overrides: Mapping[str, Any]) -> 
     if theirs.slots_reason:
         space = space.model_copy(update={"slots": "auto"})
     command = dataclasses.replace(command, space=space, seed=theirs.seed)
-    with at_work(command, name, is_search=True) as (run, crew):
+    with database_errors(), at_work(command, name, is_search=True) as (run, crew):
         if changed := _changed(run.metadata, theirs):
             raise MismatchError(f"{name}: is searched with another {', '.join(changed)}")
         with share(run, place, takes_over=False) as shared:

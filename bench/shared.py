@@ -7,12 +7,13 @@ trials: they are tried once more, by whoever asks next.
 
 import shutil
 import tempfile
+import time
 import uuid
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 
@@ -39,6 +40,8 @@ from bench.searcher import Searcher, new_study
 
 SCORES = "scores at "
 """Attribute of a trial, with the epoch: its scores by metric name."""
+ALIVE = "alive"
+"""Attribute of a trial that has given a sign of life."""
 RETRIED = "retried"
 """Attribute of a trial that another was given up for."""
 TRIALS = "trials"
@@ -146,6 +149,10 @@ class Shared:
     owner: str
     takes_over: bool
     """What others have trained: for the search that confirms."""
+    grace: int
+    """See Place."""
+    _waited: dict[int, float] = field(default_factory=dict, init=False)
+    """Trials that gave no sign of life -> since when they are known, by the clock of this process."""
 
     # Trials of others
 
@@ -167,12 +174,27 @@ class Shared:
     def refresh(self, searcher: Searcher) -> None:
         """Give up trials that show no life, and take in what others have scored."""
         fail_stale_trials(self.study)
+        self._give_up_silent()
         for trial in self._trials():
             if trial.user_attrs.get("owner") not in (self.owner, None):
                 for name, scores in trial.user_attrs.items():
                     if name.startswith(SCORES):
                         label, epoch = str(trial.user_attrs["label"]), int(name.removeprefix(SCORES))
                         searcher.scored_elsewhere(label, epoch, scores)
+
+    def _give_up_silent(self) -> None:
+        """Trials that never gave a sign of life: Optuna waits for them for ever."""
+        storage = self.study._storage
+        if not isinstance(storage, BaseHeartbeat) or storage.get_heartbeat_interval() is None:
+            return
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            is_mine = trial.user_attrs.get("owner") == self.owner
+            since = self._waited.setdefault(trial._trial_id, time.monotonic())
+            if is_mine or ALIVE in trial.user_attrs or time.monotonic() - since < self.grace:
+                continue
+            with suppress(UpdateFinishedTrialError):  # others look too
+                if storage.set_trial_state_values(trial._trial_id, TrialState.FAIL):
+                    _try_again(self.study, trial)
 
     def collect(self) -> list[str]:
         """Take over the folders of trials that have ended elsewhere; returns their labels."""
@@ -234,11 +256,14 @@ class Shared:
             return
 
         def beat() -> None:
-            failed, pause = False, 0
+            failed, pause, known = False, 0, set[int]()
             while not over.wait(pause):
                 try:
                     for trial in running():
                         storage.record_heartbeat(trial)
+                        if trial not in known:
+                            self.study._storage.set_trial_user_attr(trial, ALIVE, True)
+                            known.add(trial)
                     failed = False
                 except Exception as error:  # whatever it is, the next may succeed
                     if not failed:
@@ -274,8 +299,14 @@ def share(run: Run, place: Place, *, takes_over: bool) -> Iterator[Shared]:
                 upload_artifact(artifact_store=store, file_path=str(file), study_or_trial=study)
         if takes_over:
             study.set_user_attr(TRIALS, run.space.trials)
-        owner = _owner(run, place)
-        yield Shared(study=study, store=store, path=run.path, owner=owner, takes_over=takes_over)
+        yield Shared(
+            study=study,
+            store=store,
+            path=run.path,
+            owner=_owner(run, place),
+            takes_over=takes_over,
+            grace=place.grace,
+        )
 
 
 def _owner(run: Run, place: Place) -> str:

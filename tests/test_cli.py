@@ -105,10 +105,6 @@ def test_flags_are_frozen() -> None:
             ("worker", "mine", "--storage", "nothing", "--artifacts", "a"),
             "bench: --storage: cannot be used: it is no",
         ),
-        (
-            ("worker", "mine", "--storage", "sqlite:///a.db", "--artifacts", "a"),
-            "bench: sqlite:///a.db: no study 'mine' in it; begin it with bench search",
-        ),
         (("report", "none"), "bench: none: no such run; in runs/ are: none"),
         (("doctor", "none"), "bench: none: no such run; in runs/ are: none"),
         (("doctor", "--fix"), "bench: --fix: only with a run"),

@@ -180,7 +180,7 @@ def test_one_device_is_a_worker_too_where_that_is_asked(command: MakeCommand, tm
 def test_what_a_worker_finds_wrong_is_said_before_anything_is_written(
     command: MakeCommand, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="matches no module"):
+    with pytest.raises(UsageError, match="'nothing' matches no"):
         run_search(
             command(
                 parameters={**SPACE["parameters"], "target_modules": {"choices": ["attention", ["nothing"]]}}
