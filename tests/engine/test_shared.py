@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
@@ -21,6 +22,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from bench.errors import MismatchError, UsageError
+from bench.packs import Trainer
 from bench.run import Run
 from bench.session import Command, Engine, run_search
 from bench.shared import Place, share
@@ -159,6 +161,18 @@ def trials_of(place: Place) -> list[optuna.trial.FrozenTrial]:
     return [trial for trial in trials if not trial.user_attrs.get("nested")]
 
 
+def in_company(place: Place) -> Trainer:
+    """A trainer that goes on from a rung once another has asked too, however long that took to load."""
+
+    def trainer(*arguments: Any) -> Iterator[Any]:
+        for rung in train(*arguments):
+            while len({trial.user_attrs.get("owner") for trial in trials_of(place)} - {None}) < 2:
+                time.sleep(0.2)
+            yield rung
+
+    return trainer
+
+
 @pytest.mark.fault(21)
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_two_machines_search_one_study(
@@ -196,7 +210,8 @@ def test_a_trial_of_a_machine_that_died_is_tried_once_more(
 ) -> None:
     place = place_of(f"sqlite:///{tmp_path}/both.db", tmp_path)
     worker = helped(place, "killed")
-    run = run_search(command(place, trials=8))
+    asked = command(place, trials=8)
+    run = run_search(replace(asked, engine=Engine(train=in_company(place), attach=attach)))
     assert worker.wait(timeout=120) == -signal.SIGKILL
     told = trials_of(place)
     lost = [trial for trial in told if trial.state == TrialState.FAIL]
