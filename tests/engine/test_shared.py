@@ -185,7 +185,7 @@ def test_two_machines_search_one_study(
     url = request.getfixturevalue("postgres") if kind == "postgresql" else f"sqlite:///{tmp_path}/both.db"
     place = place_of(url, tmp_path)
     worker = helped(place)
-    run = run_search(command(place))
+    run = run_search(replace(command(place), engine=Engine(train=in_company(place), attach=attach)))
     assert worker.wait(timeout=120) == 0
     told = trials_of(place)
     assert {trial.state for trial in told} == {TrialState.COMPLETE}
