@@ -5,7 +5,9 @@
     real/{train,dev,test}/      pictures: those trained on (small), the true ones of the prompts;
                                 features.safetensors of all pictures of the split
     base/{dev,test,probe,floor}/   Evaluations of the base model; floor: the test prompts with other seeds
-    trials/0007/                one trial of the search: trial.json, config.yaml, losses.csv,
+    shared.json                 where its study is, if several machines search it
+    trials/0007/                one trial of the search: trial.json, config.yaml, losses.csv, while it trains
+                                begun.safetensors, from which it goes on after an interruption,
         epoch-04/               and an Evaluation on the dev prompts with its adapter at every rung
     confirm/0007-seed-1/        the same for a finalist (or `default-…`) retrained on a fresh seed;
         epoch-04/{test,probe}/  at its chosen epoch also Evaluations on prompts the search never saw; on
