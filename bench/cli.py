@@ -1,6 +1,7 @@
 """The command `bench`: one function a verb. Heavy packages are imported when a verb needs them."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Mapping
@@ -62,6 +63,9 @@ def search(
     budget: Annotated[str | None, typer.Option(help="Time for the search, such as 20m or 1.5h.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**30, help="Seed of the sampler and of training.")] = 0,
     floor: Annotated[bool, typer.Option(help="Measure the noise floor too.")] = True,
+    new_run: Annotated[
+        bool, typer.Option("--new-run", help="Begin name-2, name-3, … rather than go on with what is there.")
+    ] = False,
     storage: Annotated[str | None, STORAGE] = None,
     artifacts: Annotated[str | None, ARTIFACTS] = None,
     executor: Annotated[
@@ -85,7 +89,7 @@ def search(
     console = _console()
     try:
         command = command_of(space, overrides, name, seed, console)
-        command = replace(command, place=_place(storage, artifacts), executor=executor)
+        command = replace(command, place=_place(storage, artifacts), executor=executor, is_new=new_run)
         if file := _sqlite_file(storage):
             refuse_network(file, command.say, force=force)
         run = run_search(command)
@@ -513,6 +517,7 @@ def main() -> None:
     mask_logs()
     # Threads that wait without spinning: on a busy machine spinning ones are many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was begun goes on next time
     try:
         app()
     except (BenchError, OSError) as error:

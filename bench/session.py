@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +66,8 @@ PACKAGES = (
 )
 MAX_NAME = 64
 """Characters of a run's name."""
+MAX_SHOWN = 60
+"""Characters of a value that changed."""
 REAL: tuple[Split, Split] = ("dev", "test")
 """Splits whose prompts each have a true picture."""
 
@@ -89,6 +92,8 @@ class Command:
     seed: int
     engine: Engine
     console: Console
+    is_new: bool = False
+    """A run of its own, whatever there is of that name."""
     isolated: bool = False
     """Train and examine in child processes, one a device, even where there is one device."""
     executor: Literal["local", "ray"] = "local"
@@ -457,18 +462,25 @@ def _opened(opening: "_Opening", command: Command) -> Iterator[Session]:
 
 def _opening(command: Command, name: str, is_search: bool) -> "_Opening":
     cache_limit()  # wrong, it is said now
+    path = command.folder / _checked_name(command.name or name)
     device = find_device()
     num_devices = count_devices(command.space.devices, device)
     with shared_threads(device, num_devices):
         return _Opening(
             space=command.space,
-            path=command.folder / _checked_name(command.name or name),
+            path=_free(path) if command.is_new else path,
             seed=command.seed,
             trainer=command.engine.train,
             is_search=is_search,
             device=_describe(device, num_devices),
             num_devices=num_devices,
         )
+
+
+def _free(path: Path) -> Path:
+    """That, or else the first of name-2, name-3, … that is not there."""
+    paths = (path if number == 1 else path.with_name(f"{path.name[:58]}-{number}") for number in count(1))
+    return next(path for path in paths if not path.exists())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -644,7 +656,7 @@ def _check_same(run: Run, metadata: Metadata) -> None:
     """To go on, a search must be the one that was begun; only how long it lasts may change."""
     if changed := _changed(metadata, run.metadata):
         raise MismatchError(
-            f"{run.path}: was begun with another {', '.join(changed)}; give another --name for a new run"
+            f"{run.path}: was begun with another {', '.join(changed)}; give another --name, or --new-run"
         )
 
 
@@ -654,9 +666,28 @@ def _changed(mine: Metadata, known: Metadata) -> list[str]:
     # The last four are known by their fingerprints.
     free = {"trials", "budget", "slots", "devices", "name", "floor", "weights"}
     free |= {"base", "data", "scorer", "judge"}
-    changed = [f"space.{key}" for key in mine.space if key not in free and mine.space[key] != theirs.get(key)]
+    changed = [
+        f"space.{difference}"
+        for key in mine.space
+        if key not in free
+        for difference in _differences(key, theirs.get(key), mine.space[key])
+    ]
     fingerprints = [f"{name}_fingerprint" for name in ("base", "data", "scorer", "judge", "prompts")]
     return changed + [name for name in ("seed", *fingerprints) if getattr(mine, name) != getattr(known, name)]
+
+
+def _differences(key: str, before: Any, now: Any) -> Iterator[str]:
+    """Where two values of a space differ, each with what it was and what it is."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in before | now:
+            yield from _differences(f"{key}.{name}", before.get(name), now.get(name))
+    elif before != now:
+        yield f"{key} ({_shown(before)} -> {_shown(now)})"
+
+
+def _shown(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _metadata(name: str, space: SearchSpace, seed: int, loaded: _Loaded, device: str) -> Metadata:

@@ -48,7 +48,7 @@ def test_flags_are_frozen() -> None:
     assert flags == {
         "search": [
             *("space", "base", "data", "name", "trials", "budget", "seed", "floor"),
-            *("storage", "artifacts", "executor", "force"),
+            *("new_run", "storage", "artifacts", "executor", "force"),
         ],
         "worker": ["run", "storage", "artifacts", "base", "data"],
         "floor": ["space", "base", "data", "name", "seeds", "seed"],

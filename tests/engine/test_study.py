@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -635,8 +636,16 @@ def test_a_study_of_failures_alone_ends_with_the_first_reason(search: Search) ->
 @pytest.mark.fault(17)
 def test_a_changed_space_is_refused_with_what_changed(search: Search) -> None:
     search()
-    with pytest.raises(MismatchError, match=r"space\.sampler; give another --name"):
+    with pytest.raises(MismatchError, match=r"another space\.sampler\.steps \(2 -> 3\); give another --name"):
         search(sampler={"steps": 3, "guidance": 2})
+
+
+def test_a_changed_space_may_be_a_new_run(tmp_path: Path, search: Search) -> None:
+    first = search()
+    asked = command(tmp_path / "tiny.yaml", {"trials": 1}, 1, PLAIN)
+    second = run_search(replace(asked, is_new=True))
+    assert (second.path.name, second.metadata.name, len(second.trials())) == ("tiny-2", "tiny-2", 1)
+    assert len(Run.open(first.path).trials()) == 3
 
 
 def test_another_seed_is_refused(search: Search) -> None:
