@@ -74,7 +74,7 @@ def rewind(folder: Path, config: TrialConfig) -> Begun | None:
         shutil.rmtree(folder, ignore_errors=True)
         return None
     for later in folder.glob("epoch-*"):
-        if later > runs.epoch_folder(folder, begun.epoch):
+        if int(later.name.removeprefix("epoch-")) > begun.epoch:
             shutil.rmtree(later)
     return begun
 

@@ -69,7 +69,7 @@ class Fleet:
 
         All others, and what is started in its place, `join` it: they ask for its `metadata`.
         """
-        self.workers, self.progress, self._join = workers, progress, join
+        self.workers, self.progress, self._join, self._lock = workers, progress, join, lock
         self.on_end: OnEnd = lambda job: None
         self.on_score: OnScore = lambda job, epoch, evaluation: None
         self.stops: Stops = lambda job, epoch: None
@@ -77,12 +77,14 @@ class Fleet:
         self._turn = Condition()
         """Held by whoever speaks with the study, or changes what is to be done."""
         self._share, self._order, self._closed = _Share([]), Order(split="dev"), False
+        self._share.take(again=False)
+        self._is_locked = False
         self._survey: Survey | None = None
         self.metadata: Metadata | None = None
         """Of the run, once it is open."""
         self._parts = parts_of(self.progress, len(workers))
         self._answers: Mapping[str, Callable[..., Any]] = {
-            "lock": lambda worker: lock(),
+            "lock": self._take_lock,
             "opened": self._opened,
             "metadata": self._give_metadata,
             "order": self._give_order,
@@ -154,11 +156,11 @@ class Fleet:
 
     @property
     def _num_devices(self) -> int:
-        return sum(not worker.given_up for worker in self.workers)
+        return max(1, sum(not worker.given_up for worker in self.workers))
 
     @property
     def _is_alone(self) -> bool:
-        return self._num_devices == 0
+        return all(worker.given_up for worker in self.workers)
 
     @property
     def _settled(self) -> bool:
@@ -207,6 +209,12 @@ class Fleet:
 
     def _part(self, worker: Worker) -> Part:
         return self._parts[worker.number]
+
+    def _take_lock(self, worker: Worker) -> None:
+        """Once: a worker that dies before it has opened the run is replaced by one that asks again."""
+        if not self._is_locked:
+            self._lock()
+        self._is_locked = True
 
     def _opened(self, worker: Worker, metadata: Metadata, survey: Survey) -> None:
         self.metadata, self._survey = metadata, survey
@@ -266,6 +274,8 @@ class Fleet:
             self._lose(item, reason)
         if not worker.given_up:
             worker.start()
+        elif worker is self.workers[0] and self._survey is None:  # for which all others wait
+            self._share.end(DeviceError(f"device {worker.number}: {reason}"))
 
     def _lose(self, item: Item, reason: str) -> None:
         if isinstance(item, Job) and runs.has_ended(item.folder):

@@ -75,30 +75,36 @@ class Searcher:
         return self._ask(None)
 
     def _ask(self, label: str | None) -> tuple[str, TrialConfig]:
-        while wrong := self._outside(trial := self._next()):
-            trial.set_user_attr("reason", wrong)
-            self.study.tell(trial, state=TrialState.FAIL)
+        self._refuse_outside()
+        # A sampler that starts again from its first seed would repeat its first points.
+        told = len(self.study.get_trials(deepcopy=False))
+        digest = hashlib.sha256(f"{self._seed}/{told}".encode()).digest()
+        self.study.sampler = self._sampling(int.from_bytes(digest[:4], "big"), self._space.num_slots)
+        trial = self.study.ask(fixed_distributions=self._space.distributions)
         label = label or f"{trial.number:04d}"
         trial.set_user_attr("owner", self.owner)
         trial.set_user_attr("label", label)
         self._running[label] = trial
         return label, self._config(trial.params)
 
-    def _next(self) -> optuna.Trial:
-        # A sampler that starts again from its first seed would repeat its first points.
-        told = len(self.study.get_trials(deepcopy=False))
-        digest = hashlib.sha256(f"{self._seed}/{told}".encode()).digest()
-        self.study.sampler = self._sampling(int.from_bytes(digest[:4], "big"), self._space.num_slots)
-        return self.study.ask(fixed_distributions=self._space.distributions)
+    def _refuse_outside(self) -> None:
+        """Trials that others enqueued with values that are not in the space fail: Optuna takes any."""
+        storage = self.study._storage
+        for waiting in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if wrong := self._outside(waiting.system_attrs.get("fixed_params", {})):
+                if storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
+                    storage.set_trial_user_attr(waiting._trial_id, "reason", wrong)
+                    self.study.tell(waiting.number, state=TrialState.FAIL)
 
-    def _outside(self, trial: optuna.Trial) -> str | None:
-        """What is wrong with a trial that others have enqueued: Optuna takes any value of theirs."""
+    def _outside(self, params: Mapping[str, Any]) -> str | None:
+        """What of these is not in the space."""
         for name, distribution in self._space.distributions.items():
-            value = trial.params.get(name)
+            if name not in params:
+                continue
             with suppress(ValueError):  # of a choice that is none
-                if name in trial.params and distribution._contains(distribution.to_internal_repr(value)):
+                if distribution._contains(distribution.to_internal_repr(params[name])):
                     continue
-            return f"{name}={value!r} is not in the space"
+            return f"{name}={params[name]!r} is not in the space"
         return None
 
     @property

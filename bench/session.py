@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -160,11 +160,23 @@ def run_search(command: Command) -> Run:
     return run
 
 
-def _shared(run: Run, place: Place | None) -> AbstractContextManager[Shared | None]:
+@contextmanager
+def _shared(run: Run, place: Place | None) -> Iterator[Shared | None]:
     if place is None:
         refuse_apart(run)
-        return nullcontext()
-    return share(run, place, takes_over=True)
+        yield None
+        return
+    with share(run, place, takes_over=True, check=partial(_check_shared, run)) as shared:
+        shared.refuse_strange({record.label for record in run.trials() if record.state != "running"})
+        yield shared
+
+
+def _check_shared(run: Run, theirs: Metadata) -> None:
+    """Raises MismatchError if a shared study is of another search."""
+    if changed := _changed(run.metadata, theirs):
+        raise MismatchError(
+            f"{run.path}: the shared study {theirs.name!r} was begun with another {', '.join(changed)}"
+        )
 
 
 def run_worker(command: Command, place: Place, overrides: Mapping[str, Any]) -> Run:
@@ -180,9 +192,7 @@ def run_worker(command: Command, place: Place, overrides: Mapping[str, Any]) -> 
         space = space.model_copy(update={"slots": "auto"})
     command = dataclasses.replace(command, space=space, seed=theirs.seed)
     with database_errors(), at_work(command, name, is_search=True) as (run, crew):
-        if changed := _changed(run.metadata, theirs):
-            raise MismatchError(f"{name}: is searched with another {', '.join(changed)}")
-        with share(run, place, takes_over=False) as shared:
+        with share(run, place, takes_over=False, check=partial(_check_shared, run)) as shared:
             Study(run=run, packs=crew, shared=shared).search(shared.num_wanted, space.budget)
     return run
 
@@ -331,6 +341,7 @@ def at_work(
             yield session.run, _prepared(session, command.engine, progress, splits, adapters)
         return
     with ExitStack() as stack:
+        held = stack.enter_context(ExitStack())  # longer than there are workers
         stack.enter_context(shared_threads(find_device(), opening.num_devices))
         children: Sequence[Child] = [Process(number) for number in range(opening.num_devices)]
         if command.executor == "ray":
@@ -345,7 +356,7 @@ def at_work(
             stack.enter_context(show_progress(command.console)),
             join=partial(join, opening.path, opening.space, command.engine),
             say=command.say,
-            lock=lambda: stack.enter_context(locked(opening.path)),
+            lock=lambda: held.enter_context(locked(opening.path)),
         )
         stack.callback(fleet.close)
         fleet.start()

@@ -5,6 +5,7 @@ before it is told; the search that confirms takes it from there. Who gives no si
 trials: they are tried once more, by whoever asks next.
 """
 
+import re
 import shutil
 import tempfile
 import time
@@ -14,11 +15,14 @@ import zipfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import optuna
 from optuna.artifacts import (
+    ArtifactMeta,
     Boto3ArtifactStore,
     FileSystemArtifactStore,
     download_artifact,
@@ -33,7 +37,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from bench.errors import MissingError, UsageError, one_line
+from bench.errors import BenchError, MismatchError, MissingError, UsageError, one_line
 from bench.files import json_text, read_json, write_json
 from bench.run import Metadata, Run, read_metadata
 from bench.searcher import Searcher, new_study
@@ -41,7 +45,8 @@ from bench.searcher import Searcher, new_study
 SCORES = "scores at "
 """Attribute of a trial, with the epoch: its scores by metric name."""
 ALIVE = "alive"
-"""Attribute of a trial that has given a sign of life."""
+"""Attribute of a trial: a number that is another with each sign of life."""
+LABEL = re.compile(r"\d{4,9}")
 RETRIED = "retried"
 """Attribute of a trial that another was given up for."""
 TRIALS = "trials"
@@ -50,6 +55,7 @@ RECORD = "shared.json"
 """File of a run that works on a shared study: where that is, and by which name this run is known there."""
 DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
 BUCKET = "s3://"
+Store = Boto3ArtifactStore | FileSystemArtifactStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +63,7 @@ class Place:
     """Where a shared study is."""
 
     url: str
-    """Of PostgreSQL, MySQL or SQLite; or `grpc://host:port` of Optuna's proxy, which tells of no deaths."""
+    """Of PostgreSQL, MySQL or SQLite; or `grpc://host:port` of Optuna's proxy."""
     artifacts: str
     """A folder that all see, or `s3://bucket`."""
     heartbeat: int = 60
@@ -119,7 +125,7 @@ class Place:
             raise UsageError(f"{self.shown}: cannot be used: give grpc://host:port, without a login")
         return GrpcStorageProxy(host=url.host, port=url.port or 13000)
 
-    def store(self) -> Boto3ArtifactStore | FileSystemArtifactStore:
+    def store(self) -> Store:
         """Where artefacts go."""
         if not self.artifacts.startswith(BUCKET):
             Path(self.artifacts).mkdir(parents=True, exist_ok=True)
@@ -143,7 +149,7 @@ class Shared:
     """A shared study as one of those who work on it sees it."""
 
     study: optuna.Study
-    store: Boto3ArtifactStore | FileSystemArtifactStore
+    store: Store
     path: Path
     """Of this one's own run folder."""
     owner: str
@@ -151,8 +157,10 @@ class Shared:
     """What others have trained: for the search that confirms."""
     grace: int
     """See Place."""
-    _waited: dict[int, float] = field(default_factory=dict, init=False)
-    """Trials that gave no sign of life -> since when they are known, by the clock of this process."""
+    heartbeat: int
+    """See Place."""
+    _waited: dict[tuple[int, Any], float] = field(default_factory=dict, init=False)
+    """Signs of life of trials -> since when they are known, by the clock of this process."""
 
     # Trials of others
 
@@ -178,34 +186,60 @@ class Shared:
         for trial in self._trials():
             if trial.user_attrs.get("owner") not in (self.owner, None):
                 for name, scores in trial.user_attrs.items():
-                    if name.startswith(SCORES):
+                    if name.startswith(SCORES) and LABEL.fullmatch(str(trial.user_attrs.get("label"))):
                         label, epoch = str(trial.user_attrs["label"]), int(name.removeprefix(SCORES))
                         searcher.scored_elsewhere(label, epoch, scores)
 
     def _give_up_silent(self) -> None:
-        """Trials that never gave a sign of life: Optuna waits for them for ever."""
-        storage = self.study._storage
-        if not isinstance(storage, BaseHeartbeat) or storage.get_heartbeat_interval() is None:
-            return
+        """Trials of others whose sign of life has not changed for long, by the clock of this process.
+
+        Optuna waits for ever for one that never gave any, and behind its proxy for all.
+        """
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            sign = trial._trial_id, trial.user_attrs.get(ALIVE)
+            since = self._waited.setdefault(sign, time.monotonic())
             is_mine = trial.user_attrs.get("owner") == self.owner
-            since = self._waited.setdefault(trial._trial_id, time.monotonic())
-            if is_mine or ALIVE in trial.user_attrs or time.monotonic() - since < self.grace:
+            if is_mine or time.monotonic() - since < self.grace:
                 continue
             with suppress(UpdateFinishedTrialError):  # others look too
-                if storage.set_trial_state_values(trial._trial_id, TrialState.FAIL):
+                if self.study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL):
                     _try_again(self.study, trial)
+
+    def given_up(self) -> set[str]:
+        """Labels of trials that others have given up."""
+        return {
+            str(trial.user_attrs.get("label"))
+            for trial in self._trials()
+            if trial.state == TrialState.FAIL and not _counts(trial)
+        }
+
+    def refuse_strange(self, labels: Collection[str]) -> None:
+        """Raises MismatchError for labels that the study does not know: it would give their numbers again."""
+        if strange := sorted(set(labels) - {str(trial.user_attrs.get("label")) for trial in self._trials()}):
+            raise MismatchError(
+                f"{self.path}: holds trials that the shared study does not know, such as {strange[0]}; "
+                "give another --name"
+            )
 
     def collect(self) -> list[str]:
         """Take over the folders of trials that have ended elsewhere; returns their labels."""
         taken: list[str] = []
         for trial in self._trials() if self.takes_over else ():
-            folder = self.path / "trials" / str(trial.user_attrs.get("label"))
-            if trial.state.is_finished() and _counts(trial) and not folder.exists():
-                for artifact in get_all_artifact_meta(trial, storage=self.study._storage):
-                    self._download(artifact.artifact_id, folder)
-                    taken.append(folder.name)
+            label = str(trial.user_attrs.get("label"))
+            folder = self.path / "trials" / label
+            if (
+                trial.state.is_finished()
+                and _counts(trial)
+                and LABEL.fullmatch(label)
+                and not folder.exists()
+            ):
+                if any(self._download(artifact.artifact_id, folder) for artifact in self._artifacts(trial)):
+                    taken.append(label)
         return taken
+
+    def _artifacts(self, trial: FrozenTrial) -> list[ArtifactMeta]:
+        """The latest first: of one that was killed while it uploaded the first may lack or be torn."""
+        return get_all_artifact_meta(trial, storage=self.study._storage)[::-1]
 
     def _trials(self) -> list[FrozenTrial]:
         trials = self.study.get_trials(deepcopy=False)
@@ -220,7 +254,7 @@ class Shared:
 
     def upload(self, trial: optuna.Trial, folder: Path) -> None:
         """The folder of a trial that has ended and is about to be told."""
-        with tempfile.TemporaryDirectory() as making:
+        with tempfile.TemporaryDirectory(dir=self.path) as making:
             file = Path(making) / f"{folder.name}.zip"
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                 for path in sorted(folder.rglob("*")):
@@ -229,8 +263,8 @@ class Shared:
             with suppress(UpdateFinishedTrialError):
                 upload_artifact(artifact_store=self.store, file_path=str(file), study_or_trial=trial)
 
-    def _download(self, artifact: str, folder: Path) -> None:
-        """Whole or not at all."""
+    def _download(self, artifact: str, folder: Path) -> bool:
+        """Whole or not at all; False for an artefact that is not there, or is torn."""
         making = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(parents=True)
@@ -238,11 +272,19 @@ class Shared:
         try:
             download_artifact(artifact_store=self.store, file_path=str(file), artifact_id=artifact)
             with zipfile.ZipFile(file) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+                if size > shutil.disk_usage(making).free:
+                    raise BenchError(
+                        f"{folder}: {size / 1e9:.1f} GB from another machine do not fit on the disk"
+                    )
                 archive.extractall(making)  # which leaves out what would lead out of the folder
             making.rename(folder)
+        except (ArtifactNotFound, FileNotFoundError, zipfile.BadZipFile):
+            return False
         finally:
             file.unlink(missing_ok=True)
             shutil.rmtree(making, ignore_errors=True)
+        return True
 
     @contextmanager
     def pulse(self, running: Callable[[], Collection[int]], say: Callable[[str], None]) -> Iterator[None]:
@@ -250,26 +292,26 @@ class Shared:
 
         Where that fails it is said, once until it succeeds again, and tried again.
         """
-        storage, over = self.study._storage, Event()
-        if not isinstance(storage, BaseHeartbeat) or (seconds := storage.get_heartbeat_interval()) is None:
-            yield
-            return
+        storage, over, numbers = self.study._storage, Event(), count()
+
+        def give(trial: int) -> None:
+            if isinstance(storage, BaseHeartbeat) and storage.get_heartbeat_interval():
+                storage.record_heartbeat(trial)
+            storage.set_trial_user_attr(trial, ALIVE, next(numbers))
 
         def beat() -> None:
-            failed, pause, known = False, 0, set[int]()
+            failed, pause = False, 0
             while not over.wait(pause):
                 try:
                     for trial in running():
-                        storage.record_heartbeat(trial)
-                        if trial not in known:
-                            self.study._storage.set_trial_user_attr(trial, ALIVE, True)
-                            known.add(trial)
+                        with suppress(UpdateFinishedTrialError):  # which is seen when it ends
+                            give(trial)
                     failed = False
                 except Exception as error:  # whatever it is, the next may succeed
                     if not failed:
                         say(f"no sign of life could be given: {one_line(error)}")
                     failed = True
-                pause = seconds
+                pause = self.heartbeat
 
         thread = Thread(target=beat, daemon=True)
         thread.start()
@@ -288,11 +330,18 @@ def _counts(trial: FrozenTrial) -> bool:
 
 
 @contextmanager
-def share(run: Run, place: Place, *, takes_over: bool) -> Iterator[Shared]:
-    """The shared study of a run, made if it is not there; raises MismatchError for other objectives."""
+def share(
+    run: Run, place: Place, *, takes_over: bool, check: Callable[[Metadata], None] = lambda theirs: None
+) -> Iterator[Shared]:
+    """The shared study of a run, made if it is not there; raises MismatchError for other objectives.
+
+    `check` is given run.json of the search that made it.
+    """
     with place.opened() as storage:
         study, store = new_study(run.space, storage, run.metadata.name), place.store()
-        if not get_all_artifact_meta(study):
+        if (theirs := _metadata_in(study, store)) is not None:
+            check(theirs)
+        else:
             with tempfile.TemporaryDirectory() as making:
                 file = Path(making) / "run.json"
                 file.write_text(json_text(asdict(run.metadata)), encoding="utf-8")
@@ -306,15 +355,19 @@ def share(run: Run, place: Place, *, takes_over: bool) -> Iterator[Shared]:
             owner=_owner(run, place),
             takes_over=takes_over,
             grace=place.grace,
+            heartbeat=place.heartbeat,
         )
 
 
 def _owner(run: Run, place: Place) -> str:
-    """By which a run folder is known in the study."""
+    """By which a run folder is known in the study; raises MismatchError if it works on another."""
     known = run.path / RECORD
     if not known.exists():
         write_json(known, {"storage": place.shown, "artifacts": place.artifacts, "owner": uuid.uuid4().hex})
-    return str(read_json(known)["owner"])
+    record = read_json(known)
+    if record["storage"] != place.shown:
+        raise MismatchError(f"{run.path}: its study is in {record['storage']}, not in {place.shown}")
+    return str(record["owner"])
 
 
 def refuse_apart(run: Run) -> None:
@@ -326,17 +379,23 @@ def refuse_apart(run: Run) -> None:
 
 def shared_metadata(place: Place, name: str) -> Metadata:
     """run.json of the search that made a shared study; raises MissingError."""
-    with place.opened() as storage, tempfile.TemporaryDirectory() as making:
+    with place.opened() as storage:
         try:
             study = optuna.load_study(study_name=name, storage=storage)
-            (about,) = get_all_artifact_meta(study)[:1]
-        except (KeyError, ValueError):
+        except KeyError:
             raise MissingError(
                 f"{place.shown}: no study {name!r} in it; begin it with bench search"
             ) from None
-        store, file = place.store(), Path(making) / "run.json"
-        try:
-            download_artifact(artifact_store=store, file_path=str(file), artifact_id=about.artifact_id)
-        except (OSError, ArtifactNotFound):
-            raise MissingError(f"--artifacts {place.artifacts}: holds nothing of {name!r}") from None
-        return read_metadata(file)
+        if (found := _metadata_in(study, place.store())) is None:
+            raise MissingError(f"--artifacts {place.artifacts}: holds nothing of {name!r}")
+        return found
+
+
+def _metadata_in(study: optuna.Study, store: Store) -> Metadata | None:
+    """run.json among the artefacts of a study; None if none is there."""
+    for artifact in get_all_artifact_meta(study):
+        with tempfile.TemporaryDirectory() as making, suppress(OSError, ArtifactNotFound):
+            file = Path(making) / "run.json"
+            download_artifact(artifact_store=store, file_path=str(file), artifact_id=artifact.artifact_id)
+            return read_metadata(file)
+    return None

@@ -118,8 +118,11 @@ class Study:
         """The run folder is the record: what ended is remembered and told, the rest goes on."""
         records = {record.label: record for record in self.run.trials()}
         interrupted = self._searcher.interrupted()
+        given_up = self.shared.given_up() if self.shared else set()
         for record in records.values():
-            if record.state != "running" or record.label in interrupted:
+            if record.state != "running" and record.label in given_up:
+                self._discard(record)
+            elif record.state != "running" or record.label in interrupted:
                 self._remember(record)
             else:
                 shutil.rmtree(record.path)
@@ -150,12 +153,13 @@ class Study:
         """Until all have ended elsewhere; True as soon as there is something to be done here."""
         while self.shared:
             self.shared.refresh(self._searcher)
+            running = self.shared.num_running  # before: whoever is not has put there what it trained
             for label in self.shared.collect():
                 self.packs.progress.line(f"{label}: taken over from another machine")
                 self._remember(runs.read_trial(self.run.path / "trials" / label))
             if num_trials > self._num_asked and not self._spent(budget):
                 return True
-            if not (running := self.shared.num_running):
+            if not running:
                 return False
             self.packs.progress.status(f"waiting for {running} trials at others")
             time.sleep(LOOK)
@@ -173,9 +177,13 @@ class Study:
         if self.shared:
             self.shared.upload(self._searcher.trial_of(record.label), record.path)
         if not self._searcher.ended(record.label, record.state, record.config.epochs, record.reason):
-            reason = "was given up by others, who saw no sign of life; what it scored is discarded"
-            runs.end_trial(record.path, "failed", record.seconds or 0.0, reason)
-            self.packs.progress.line(f"{record.label} {reason}")
+            self._discard(record)
+
+    def _discard(self, record: TrialRecord) -> None:
+        """A trial that others tried again meanwhile."""
+        reason = "was given up by others, who saw no sign of life; what it scored is discarded"
+        runs.end_trial(record.path, "failed", record.seconds or 0.0, reason)
+        self.packs.progress.line(f"{record.label} {reason}")
 
     def _stops(self, job: Job, epoch: int) -> str | None:
         if job.folder.name not in self._searcher.running:

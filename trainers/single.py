@@ -259,16 +259,7 @@ def _begun(loaded: Loaded, console: Console) -> Checkpoint | None:
         if (output / ADAPTER).exists():
             raise MismatchError(f"{output}: holds an adapter but no checkpoint; give another output_dir")
         return None
-    folder = checkpoints[-1]
-    try:
-        refuse_changed(folder, loaded.made_by)
-        checkpoint = read_checkpoint(folder)
-    except UsageError as error:
-        if len(checkpoints) == 1:
-            raise
-        set_aside(folder)
-        _say(console, f"{one_line(error)}; it is set aside, the checkpoint before it is taken.")
-        return _begun(loaded, console)
+    folder, checkpoint = _last_whole(checkpoints, loaded, console)
     if checkpoint.step > loaded.num_steps:
         raise MismatchError(
             f"{folder}: is beyond the {loaded.num_steps} steps of num_train_epochs "
@@ -276,6 +267,21 @@ def _begun(loaded: Loaded, console: Console) -> Checkpoint | None:
         )
     _say(console, f"Going on from {folder}.")
     return checkpoint
+
+
+def _last_whole(checkpoints: Sequence[Path], loaded: Loaded, console: Console) -> tuple[Path, Checkpoint]:
+    """Damaged ones after it are set aside, by the first process; raises UsageError if all are damaged."""
+    for folder in reversed(checkpoints):
+        try:
+            refuse_changed(folder, loaded.made_by)
+            return folder, read_checkpoint(folder)
+        except UsageError as error:
+            if folder == checkpoints[0]:
+                raise
+            if loaded.processes.is_first:
+                set_aside(folder)
+            _say(console, f"{one_line(error)}; it is set aside, the checkpoint before it is taken.")
+    raise AssertionError("there is one at least")
 
 
 # Training
