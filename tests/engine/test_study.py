@@ -545,7 +545,7 @@ def test_a_sampler_that_breaks_is_no_trial_s_fault(search: Search, monkeypatch: 
 
     monkeypatch.setattr("bench.searcher.Searcher.ask", broken)
     with pytest.raises(RuntimeError, match="the sampler broke"):
-        search()
+        search(name="broken")
 
 
 PRUNING: dict[str, Any] = {

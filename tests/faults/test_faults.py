@@ -198,11 +198,11 @@ def test_a_search_under_kills_loses_doubles_and_changes_nothing(
     tmp_path: Path, tiny_sdxl: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENCH_CACHE", "")
-    outcome = soak(tmp_path, seed=0, trials=6, faults=4, base=tiny_sdxl)
+    outcome = soak(tmp_path, seed=0, trials=4, faults=3, base=tiny_sdxl)
     assert (outcome.lost, outcome.doubled, outcome.changed) == ([], [], [])
-    assert 1 <= outcome.faults.total() <= 4  # as many as came before it was done
+    assert 1 <= outcome.faults.total() <= 3  # as many as came before it was done
     struck = ", ".join(f"{count} {kind}" for kind, count in sorted(outcome.faults.items()))
-    seen(f"6 trials under {struck}: none lost, doubled or changed")
+    seen(f"4 trials under {struck}: none lost, doubled or changed")
 
 
 @pytest.mark.fault(6)
