@@ -18,6 +18,8 @@ from bench.files import replacing
 
 FILE = "begun.safetensors"
 LOSSES = "losses"
+State = Mapping[str, dict[str, torch.Tensor]]
+"""A training's `weights`, their `average` where there is one, and what its optimizer keeps, by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,21 +30,33 @@ class Begun:
     epoch: int
     losses: Sequence[float]
     """Of every step so far."""
-    state: Mapping[str, dict[str, torch.Tensor]]
-    """By part (weights, what the optimizer keeps), then by name."""
+    state: State
+
+
+def flat(state: State) -> dict[str, torch.Tensor]:
+    """Of a state for a file: part.name -> tensor."""
+    return {
+        f"{part}.{name}": tensor.contiguous()
+        for part, named in state.items()
+        for name, tensor in named.items()
+    }
+
+
+def nested(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Inverse of `flat`."""
+    state: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition(".")
+        state.setdefault(part, {})[name] = tensor
+    return state
 
 
 def write_begun(folder: Path, begun: Begun) -> None:
     """Into the folder of a trial, in place of what it began before."""
-    tensors = {
-        f"{part}.{name}": tensor.contiguous()
-        for part, named in begun.state.items()
-        for name, tensor in named.items()
-    }
     losses = torch.tensor(begun.losses, dtype=torch.float64)
     about = {"config": begun.config.model_dump_json(), "epoch": str(begun.epoch)}
     with replacing(folder / FILE) as temporary:
-        save_file({**tensors, LOSSES: losses}, temporary, about)
+        save_file({**flat(begun.state), LOSSES: losses}, temporary, about)
 
 
 def read_begun(folder: Path, config: TrialConfig) -> Begun | None:
@@ -59,10 +73,7 @@ def read_begun(folder: Path, config: TrialConfig) -> Begun | None:
         runs.read_evaluation(runs.epoch_folder(folder, epoch))
         if json.loads(about["config"]) != config.model_dump(mode="json"):
             return None
-        state: dict[str, dict[str, torch.Tensor]] = {}
-        for key in set(opened.keys()) - {LOSSES}:
-            part, _, name = key.partition(".")
-            state.setdefault(part, {})[name] = opened.get_tensor(key)
+        state = nested({key: opened.get_tensor(key) for key in set(opened.keys()) - {LOSSES}})
         return Begun(config=config, epoch=epoch, losses=opened.get_tensor(LOSSES).tolist(), state=state)
     return None
 

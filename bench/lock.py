@@ -13,11 +13,19 @@ from bench.errors import UsageError
 def locked(path: Path, advice: str = "give another --name") -> Iterator[None]:
     """Raises UsageError, with that advice, if another process works on the run folder `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.parent / f".{path.name}.lock")
+    file = path.parent / f".{path.name}.lock"
+    with held(file, f"{path}: another bench search is working on it; {advice}"):
+        yield
+
+
+@contextmanager
+def held(file: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file; raises UsageError, with what `busy` says, if another process does."""
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UsageError(f"{path}: another bench search is working on it; {advice}") from None
+        raise UsageError(busy) from None
     try:
         yield
     finally:

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
+from bench.begun import State, flat, nested
 from bench.config import GUIDE_NAMES, TrainingConfig, TrialConfig
 from bench.errors import MismatchError
 from bench.files import json_text, read_json, reading
-from trainers.lora import Adapter, load_adapter, save_adapter
+from trainers.lora import load_adapter, save_adapter
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 """As diffusers names it, and finds it in a folder."""
@@ -33,8 +34,7 @@ class Checkpoint:
     """A training that stands after `step` updates."""
 
     step: int
-    state: Mapping[str, Adapter]
-    """Of `trainers.loop.State`."""
+    state: State
     losses: Sequence[float]
     """Of every step."""
 
@@ -63,11 +63,9 @@ def _fill(folder: Path, checkpoint: Checkpoint, config: TrialConfig, made_by: Ma
 
     kept = "average" if "average" in checkpoint.state else "weights"
     save_adapter(folder / ADAPTER, checkpoint.state[kept], config)
-    tensors = {"losses": torch.tensor(checkpoint.losses, dtype=torch.float64)}
-    for name in checkpoint.state.keys() - {kept}:
-        part = checkpoint.state[name]
-        tensors |= {f"{name}.{key}": tensor.contiguous() for key, tensor in part.items()}
-    save_file(tensors, folder / "optimizer.safetensors")
+    losses = torch.tensor(checkpoint.losses, dtype=torch.float64)
+    rest = {name: part for name, part in checkpoint.state.items() if name != kept}
+    save_file({"losses": losses, **flat(rest)}, folder / "optimizer.safetensors")
     state = {"schema": SCHEMA, "step": checkpoint.step, "made_by": dict(made_by)}
     (folder / "state.json").write_text(json_text(state), encoding="utf-8")
 
@@ -96,10 +94,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     with reading(folder):
         tensors = load_file(folder / "optimizer.safetensors")
         losses, adapter = tensors.pop("losses").tolist(), load_adapter(folder / ADAPTER)
-        state: dict[str, Adapter] = {}
-        for full, tensor in tensors.items():
-            name, _, key = full.partition(".")
-            state.setdefault(name, {})[key] = tensor
+        state = nested(tensors)
         state["average" if "weights" in state else "weights"] = adapter
         whole = {"mean", "square"} <= state.keys()
         if not whole or any(

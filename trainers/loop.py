@@ -6,7 +6,7 @@ what it would have given alone, whatever its neighbours.
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -18,7 +18,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from bench.base import BaseModel, TrainingData, adaptable_names, target_names
-from bench.begun import Begun
+from bench.begun import Begun, State
 from bench.blocks import keep_text, project_text
 from bench.config import TrialConfig
 from bench.denoising import DenoisingLoss
@@ -37,10 +37,6 @@ PRIOR = -1
 """The bucket of images of the class."""
 MIN_SHRINK = 100
 """Steps left, of a pack on a GPU that is half empty, for which a smaller graph pays."""
-
-
-State = Mapping[str, Adapter]
-"""A trial's `weights`, their `average` where there is one, and what its optimizer keeps, by name."""
 
 
 @dataclass(eq=False, slots=True)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -26,6 +25,7 @@ from bench.errors import BenchError, MismatchError, TrialError, UsageError, one_
 from bench.export import export_training
 from bench.exported import export_folder
 from bench.files import replacing, write_text
+from bench.lock import held
 from bench.pictures import Columns
 from bench.prior import with_prior
 from bench.publish import Upload, prepared
@@ -107,13 +107,13 @@ def run_training(config: TrainingConfig, console: Console) -> Path:
     What an upload needs is looked at first, and its repository made: hours later it must not fail for that.
     Raises a BenchError, and KeyboardInterrupt once a checkpoint has been written.
     """
-    with joined() as processes, ExitStack() as held:
+    with joined() as processes, ExitStack() as stack:
         console.quiet = console.quiet or not processes.is_first
         if is_left_alone():
             _say(console, f"Note: {LEFT_ALONE}.")
         try:
             with processes.agreed():
-                upload = _claimed(config, held) if processes.is_first else None
+                upload = _claimed(config, stack) if processes.is_first else None
                 loaded = _load(config, processes, console)
                 begun = _begun(loaded, console)
             processes.check_same(loaded.made_by | {"checkpoint": begun.step if begun else 0})
@@ -127,7 +127,7 @@ def run_training(config: TrainingConfig, console: Console) -> Path:
         return file
 
 
-def _claimed(config: TrainingConfig, held: ExitStack) -> Upload | None:
+def _claimed(config: TrainingConfig, stack: ExitStack) -> Upload | None:
     """Once the output folder is this training's alone, what will be uploaded, if anything."""
     refuse_missing(config.report_to)
     if config.optimizer == "adamw8bit":
@@ -135,26 +135,12 @@ def _claimed(config: TrainingConfig, held: ExitStack) -> Upload | None:
     output, upload = Path(config.output_dir), None
     if config.hub_model_id:
         upload = prepared(export_folder(output), config.hub_model_id, private=True)
-    held.enter_context(_locked(output))
+    output.mkdir(parents=True, exist_ok=True)
+    busy = f"{output}: another bench train is writing into it; give another output_dir"
+    stack.enter_context(held(output / ".train.lock", busy))
     for left in output.glob(".checkpoint-*"):
         shutil.rmtree(left)
     return upload
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / ".train.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UsageError(
-            f"{output}: another bench train is writing into it; give another output_dir"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 # What the config names
