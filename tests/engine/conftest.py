@@ -13,6 +13,7 @@ import torch
 import yaml
 from latents import random_latents
 from rich.console import Console
+from small_space import SMALL
 
 from bench.base import BaseModel, TrainingData, find_device, load_base
 from bench.packs import Trainer
@@ -23,20 +24,11 @@ from trainers.adapters import attach
 from trainers.loop import train
 
 SPACE: dict[str, Any] = {
+    **SMALL,
     "name": "small",
-    "data": "emoji/pixel16",
-    "parameters": {
-        "rank": {"choices": [2, 4]},
-        "learning_rate": {"low": "1e-4", "high": "1e-2", "log": True},
-        "epochs": {"choices": [1, 2]},
-    },
-    "default": {"rank": 4, "alpha": 8, "learning_rate": "1e-4", "epochs": 2, "batch_size": 20},
-    "prompts": {"dev": 4, "test": 4, "seeds": 2, "training": 1, "altered": 0, "style": 0, "unrelated": 0},
-    "sampler": {"steps": 2, "guidance": 2},
-    "confirm": {"finalists": 1, "seeds": 1},
+    "prompts": SMALL["prompts"] | {"training": 1},
     "floor": 2,
     "prune": {"fraction": 0},
-    "judge": "none",
     "trials": 4,
     "slots": 2,
 }

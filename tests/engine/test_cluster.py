@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from rich.console import Console
+from small_space import SMALL
 
 from bench.run import Run
 from bench.session import Command, Engine, run_search
@@ -19,24 +20,7 @@ from trainers.adapters import attach
 from trainers.loop import train
 
 ray = pytest.importorskip("ray", reason="pip install 'bench[ray]'")
-SPACE: dict[str, Any] = {
-    "name": "nodes",
-    "data": "emoji/pixel16",
-    "parameters": {
-        "rank": {"choices": [2, 4]},
-        "learning_rate": {"low": "1e-4", "high": "1e-2", "log": True},
-        "epochs": {"choices": [1, 2]},
-    },
-    "default": {"rank": 4, "alpha": 8, "learning_rate": "1e-4", "epochs": 2, "batch_size": 20},
-    "prompts": {"dev": 4, "test": 4, "seeds": 2, "training": 0, "altered": 0, "style": 0, "unrelated": 0},
-    "sampler": {"steps": 2, "guidance": 2},
-    "confirm": {"finalists": 1, "seeds": 1},
-    "prune": {"fraction": 0},
-    "floor": 0,
-    "judge": "none",
-    "trials": 6,
-    "slots": 1,
-}
+SPACE: dict[str, Any] = {**SMALL, "name": "nodes", "prune": {"fraction": 0}, "trials": 6}
 
 
 @pytest.mark.filterwarnings("ignore")  # of Ray, about its own future

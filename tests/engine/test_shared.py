@@ -20,6 +20,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 from rich.console import Console
+from small_space import SMALL
 
 from bench.errors import MismatchError, UsageError
 from bench.packs import Trainer
@@ -30,24 +31,7 @@ from bench.space import load_space
 from trainers.adapters import attach
 from trainers.loop import train
 
-SPACE: dict[str, Any] = {
-    "name": "both",
-    "data": "emoji/pixel16",
-    "parameters": {
-        "rank": {"choices": [2, 4]},
-        "learning_rate": {"low": "1e-4", "high": "1e-2", "log": True},
-        "epochs": {"choices": [1, 2]},
-    },
-    "default": {"rank": 4, "alpha": 8, "learning_rate": "1e-4", "epochs": 2, "batch_size": 20},
-    "prompts": {"dev": 4, "test": 4, "seeds": 2, "training": 0, "altered": 0, "style": 0, "unrelated": 0},
-    "sampler": {"steps": 2, "guidance": 2},
-    "confirm": {"finalists": 1, "seeds": 1},
-    "floor": 0,
-    "judge": "none",
-    "trials": 6,
-    "slots": 1,
-    "devices": 1,
-}
+SPACE: dict[str, Any] = {**SMALL, "name": "both", "trials": 6, "devices": 1}
 WORKER = '''
 """A worker on another machine: argv is the URL, the artefacts, and whether it kills itself at a rung."""
 import os, signal, sys, time

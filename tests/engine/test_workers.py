@@ -20,6 +20,7 @@ import torch
 import yaml
 from rich.console import Console
 from safetensors.torch import load_file
+from small_space import SMALL
 
 from bench.base import BaseModel
 from bench.errors import DeviceError, UsageError
@@ -32,25 +33,7 @@ from bench.space import load_space
 from trainers.adapters import attach
 from trainers.loop import train
 
-SPACE: dict[str, Any] = {
-    "name": "two",
-    "data": "emoji/pixel16",
-    "parameters": {
-        "rank": {"choices": [2, 4]},
-        "learning_rate": {"low": "1e-4", "high": "1e-2", "log": True},
-        "epochs": {"choices": [1, 2]},
-    },
-    "default": {"rank": 4, "alpha": 8, "learning_rate": "1e-4", "epochs": 2, "batch_size": 20},
-    "prompts": {"dev": 4, "test": 4, "seeds": 2, "training": 0, "altered": 0, "style": 0, "unrelated": 0},
-    "sampler": {"steps": 2, "guidance": 2},
-    "confirm": {"finalists": 1, "seeds": 1},
-    "prune": {"fraction": 0},
-    "floor": 0,
-    "judge": "none",
-    "trials": 4,
-    "slots": 1,
-    "devices": 2,
-}
+SPACE: dict[str, Any] = {**SMALL, "name": "two", "prune": {"fraction": 0}, "trials": 4, "devices": 2}
 TRAINER = '''
 """The trainer; whoever comes to the first rung of all kills its process."""
 import os, signal
