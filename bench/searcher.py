@@ -223,7 +223,7 @@ def database_errors() -> Iterator[None]:
 
 
 def _faults() -> tuple[type[Exception], ...]:
-    """Errors of a database; of a proxy and of buckets too, if their libraries, which are extras, are in use."""
+    """Errors of a database; of a proxy and of buckets too, if their libraries are in use."""
     used = [(sys.modules[module], name) for module, name in REMOTE if module in sys.modules]
     return SQLAlchemyError, StorageInternalError, *(getattr(module, name) for module, name in used)
 
