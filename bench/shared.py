@@ -12,7 +12,7 @@ import time
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -55,6 +55,11 @@ TRIALS = "trials"
 RECORD = "shared.json"
 """File of a run that works on a shared study: where that is, and by which name this run is known there."""
 DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+CONNECTING: Mapping[str, dict[str, Any]] = {
+    "sqlite": {"timeout": 60},
+    "postgresql+psycopg": {"tcp_user_timeout": 60_000},
+}
+"""By driver: how long is waited for a lock, in s, or for a network, in ms; the query of a URL may differ."""
 BUCKET = "s3://"
 PATIENCE = 10.0
 """Seconds in which a proxy must answer."""
@@ -104,9 +109,12 @@ class Place:
         url = self._address()
         try:
             url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
+            known = CONNECTING.get(url.drivername, {})
             return RDBStorage(
                 url.render_as_string(hide_password=False),
-                engine_kwargs={"connect_args": {"timeout": 60}} if url.drivername == "sqlite" else {},
+                engine_kwargs={
+                    "connect_args": {name: known[name] for name in known.keys() - url.query.keys()}
+                },
             )
         except (ImportError, NoSuchModuleError):
             raise MissingError(
