@@ -109,12 +109,11 @@ class Place:
         url = self._address()
         try:
             url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
-            known = CONNECTING.get(url.drivername, {})
+            asked = {**CONNECTING.get(url.drivername, {})}
+            for name in url.query:
+                asked.pop(name, None)
             return RDBStorage(
-                url.render_as_string(hide_password=False),
-                engine_kwargs={
-                    "connect_args": {name: known[name] for name in known.keys() - url.query.keys()}
-                },
+                url.render_as_string(hide_password=False), engine_kwargs={"connect_args": asked}
             )
         except (ImportError, NoSuchModuleError):
             raise MissingError(
