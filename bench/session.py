@@ -27,6 +27,7 @@ from bench.config import refuse_missing_8bit
 from bench.confirm import EXAMINED, Confirmation
 from bench.dataset import Dataset, load_dataset
 from bench.encoding import crops_note, encode
+from bench.energy import Meter, counters
 from bench.errors import BenchError, DeviceError, MismatchError, TrialError, UsageError
 from bench.fit import find_fit
 from bench.fleet import Fleet, count_devices, shared_threads
@@ -153,10 +154,19 @@ def run_search(command: Command) -> Run:
     with database_errors(), at_work(command, space.name, is_search=True) as (run, crew):
         confirmation = Confirmation(run=run, packs=crew)
         with _shared(run, command.place) as shared:
-            study = Study(run=run, packs=crew, reserve=confirmation.units, shared=shared)
+            is_counted = command.executor == "local" and not shared
+            device = run.metadata.device.partition(" ")[0]
+            study = Study(
+                run=run,
+                packs=crew,
+                reserve=confirmation.units,
+                shared=shared,
+                num_devices=crew.num_devices,
+                meter=Meter(counters(device, crew.num_devices) if is_counted else []),
+            )
             study.search(space.trials, space.budget)
-            confirmation.confirm(lambda: study.seconds)
-            study.save_seconds()
+            confirmation.confirm(lambda: study.cost)
+            study.save_cost()
     return run
 
 
