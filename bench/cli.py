@@ -187,9 +187,31 @@ def train_one(
 
 
 @app.command()
-def report(run: Annotated[str, typer.Argument(help="A run's name or folder.")]) -> None:
-    """Write (again) the HTML report of a run."""
-    _report(_open(run), _console())
+def report(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of where it is.")] = False,
+) -> None:
+    """Write (again) the HTML report of a run, and its numbers as CSV, JSON and parquet: runs/NAME/data/."""
+    import reports.search
+    from bench.files import json_text
+    from reports.search_json import as_json as plain
+
+    found = _open(run)
+    if as_json:
+        print(json_text(plain(found, reports.search.write(found))), end="")
+    else:
+        _report(found, _console())
+
+
+@app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(help="That holds runs.", show_default=True)] = RUNS,
+) -> None:
+    """Write FOLDER/index.html: all runs in a folder, with filters, and links to their reports."""
+    import reports.index
+
+    console = _console()
+    console.print(f"Index: {reports.index.write(folder)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -52,11 +52,15 @@ def environment() -> Environment:
         "trial_name": wording.trial_name,
         "capital": wording.capital,
     }
-    script, plotly_script = _text("page.js"), get_plotlyjs()
+    own = {name: _text(f"{name}.js") for name in ("page", "exports", "index")}
+    plotly_script = get_plotlyjs()
     environment.globals |= {
-        "policy": policy(script, plotly_script),
+        "policy": policy(*own.values(), plotly_script),
         "css": Markup(_text("page.css")),
-        "script": Markup(script),
+        "script": Markup(own["page"]),
+        "exports_script": Markup(own["exports"]),
+        "index_script": Markup(own["index"]),
+        "index_css": Markup(_text("index.css")),
         "plotly_script": Markup(plotly_script),
         "version": __version__,
     }
