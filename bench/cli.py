@@ -74,6 +74,9 @@ def search(
     force: Annotated[
         bool, typer.Option("--force", help="Keep an SQLite study even on a network file system.")
     ] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve the report to a browser of this machine while it grows.")
+    ] = False,
 ) -> None:
     """Search a space: train and score trials, confirm the best, write runs/NAME/report.html.
 
@@ -82,7 +85,6 @@ def search(
     from dataclasses import replace
 
     from bench.filesystem import refuse_network
-    from bench.session import run_search
 
     overrides = {"base": base, "data": data, "trials": trials, "budget": budget}
     overrides |= {} if floor else {"floor": 0}
@@ -92,14 +94,10 @@ def search(
         command = replace(command, place=_place(storage, artifacts), executor=executor, is_new=new_run)
         if file := _sqlite_file(storage):
             refuse_network(file, command.say, force=force)
-        run = run_search(command)
+        _search_live(command) if live else _search(command)
     except KeyboardInterrupt:
         console.print("Stopped. Finished trials are kept: run the same command to go on.")
         raise typer.Exit(INTERRUPTED) from None
-    except StudyError as error:
-        _report(_open(str(error.run)), console)
-        raise
-    _report(run, console)
 
 
 @app.command()
@@ -550,10 +548,44 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def _report(run: "Run", console: "Console") -> None:
+def _search(command: "Command") -> Path:
+    """Search, and write the report, of a study that came to nothing too; returns where the report is."""
+    from bench.session import run_search
+
+    try:
+        run = run_search(command)
+    except StudyError as error:
+        _report(_open(str(error.run)), command.console)
+        raise
+    return _report(run, command.console)
+
+
+def _search_live(command: "Command") -> None:
+    """The same, its report served while it grows."""
+    from dataclasses import replace
+
+    from reports.growing import Growing
+    from reports.served import served
+
+    growing = Growing()
+    with served(growing) as address:
+        command.say(f"Live report: {address}")
+        try:
+            file = _search(replace(command, follow=growing.follow))
+        except BenchError as error:
+            growing.end(f"The search has ended: {masked(str(error))}")
+            raise
+        else:
+            growing.end(f"The search has ended. This page is now {file}.")
+
+
+def _report(run: "Run", console: "Console") -> Path:
+    """Write it, and say where it is."""
     import reports.search
 
-    console.print(f"Report: {reports.search.write(run)}", markup=False, soft_wrap=True)
+    file = reports.search.write(run)
+    console.print(f"Report: {file}", markup=False, soft_wrap=True)
+    return file
 
 
 def _sides(names: list[str], flags: dict[str, str], console: "Console") -> tuple[list["Side"], Path]:

@@ -16,7 +16,8 @@
 What is not known is missing. Frames hold what reports show; texts in them are without secrets.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import BytesIO
 from json import loads
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -159,11 +160,17 @@ def files(run: Run) -> list[Path]:
 def write_frame(frame: pd.DataFrame, path: Path, format: Format) -> Path:
     """One file, replaced whole or not at all."""
     with replacing(path) as temporary:
-        if format == "parquet":
-            frame.to_parquet(temporary, index=False)
-        else:
-            temporary.write_text(csv(frame) if format == "csv" else json(frame), encoding="utf-8")
+        temporary.write_bytes(content(frame, format))
     return path
+
+
+def content(frame: pd.DataFrame, format: Format) -> bytes:
+    """Of a file."""
+    if format == "parquet":
+        buffer = BytesIO()
+        frame.to_parquet(buffer, index=False)
+        return buffer.getvalue()
+    return (csv(frame) if format == "csv" else json(frame)).encode()
 
 
 def csv(frame: pd.DataFrame) -> str:
@@ -184,6 +191,9 @@ def _rounded(frame: pd.DataFrame) -> dict[str, Any]:
         orient="values", double_precision=15
     )
     return {"columns": list(frame), "rows": loads(rows)}
+
+
+FRAMES: dict[str, Callable[[Run], pd.DataFrame]] = {"trials": trials, "scores": scores, "prompts": prompts}
 
 
 def _not_a_formula(text: str) -> str:

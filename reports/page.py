@@ -5,7 +5,7 @@ import hashlib
 import json
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.io
 from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -25,10 +25,25 @@ CONTENT_SECURITY_POLICY = (
 themselves; blob: is for their own "download as an image" button."""
 
 
-def render(template: str, *, figures: dict[str, Figure | None], **context: Any) -> str:
+class Live(NamedTuple):
+    """What a page that is served while it grows has to know."""
+
+    version: str
+    """Of what it shows: the browser asks for newer ones."""
+    num_scored: int
+    """Evaluations that it shows."""
+    over: str
+    """What is said once no more will come; empty before."""
+
+
+def render(
+    template: str, *, figures: dict[str, Figure | None], live: Live | None = None, **context: Any
+) -> str:
     """The page; `figures` are shown where the template names their fixed id."""
+    if live:
+        context["policy"] = live_policy()
     data = {name: json.loads(masked(plotly.io.to_json(figure))) for name, figure in figures.items() if figure}
-    return environment().get_template(template).render(figures=data, **context)
+    return environment().get_template(template).render(figures=data, live=live, **context)
 
 
 @cache
@@ -52,13 +67,14 @@ def environment() -> Environment:
         "trial_name": wording.trial_name,
         "capital": wording.capital,
     }
-    own = {name: _text(f"{name}.js") for name in ("page", "exports", "index")}
+    own = {name: _text(f"{name}.js") for name in ("page", "exports", "index", "live")}
     plotly_script = get_plotlyjs()
     environment.globals |= {
         "policy": policy(*own.values(), plotly_script),
         "css": Markup(_text("page.css")),
         "script": Markup(own["page"]),
         "exports_script": Markup(own["exports"]),
+        "live_script": Markup(own["live"]),
         "index_script": Markup(own["index"]),
         "index_css": Markup(_text("index.css")),
         "plotly_script": Markup(plotly_script),
@@ -71,6 +87,12 @@ def policy(*scripts: str) -> str:
     """That lets a page run these scripts and load nothing."""
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     return CONTENT_SECURITY_POLICY.format(scripts=" ".join(f"'sha256-{digest}'" for digest in digests))
+
+
+def live_policy() -> str:
+    """Of a page that this machine serves: it may also ask the server, and show images of the run folder."""
+    still = str(environment().globals["policy"])
+    return still.replace("img-src ", "img-src 'self' ") + "; connect-src 'self'; frame-ancestors 'none'"
 
 
 def _shown(value: Any) -> Any:

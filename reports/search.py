@@ -50,14 +50,15 @@ def write(run: Run) -> Path:
     return path
 
 
-def render(run: Run) -> str:
-    """The page as text."""
+def render(run: Run, live: page.Live | None = None) -> str:
+    """The page as text; `live` if it is served while it grows."""
     points, result = read_points(run), run.result()
     base = {split: _scores(run.base_folder(split)) for split in ("dev", "test")}
     weight = importances(run, points)
     found = contests(run, result) if result else None
     return page.render(
         "search.html.j2",
+        live=live,
         run=run.metadata,
         space=run.space,
         metric=METRICS[run.space.select_by],
