@@ -353,6 +353,33 @@ def try_run(
 
 
 @app.command()
+def dashboard(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    storage: Annotated[str | None, STORAGE] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 7862,
+) -> None:
+    """Open optuna-dashboard on a run's study: a local page, until Ctrl-C.
+
+    It is served to this machine alone, to whoever has the address that is printed. A study that several
+    machines share needs --storage, unless its address holds no password.
+    """
+    from contextlib import suppress
+
+    from bench.shared import place_of
+    from reports.dashboard import refuse_missing, serve
+
+    refuse_missing()
+    found, console = _open(run), _console()
+
+    def say(address: str) -> None:
+        console.print(f"Open {address}; Ctrl-C ends it.", markup=False, highlight=False, soft_wrap=True)
+
+    with suppress(KeyboardInterrupt), place_of(found, storage).opened() as opened:
+        serve(opened, found.metadata.name, port, say)
+    console.print("Stopped.")
+
+
+@app.command()
 def push(
     run: Annotated[
         str, typer.Argument(help="A run's name or folder, exported before, or a training's output_dir.")

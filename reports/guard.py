@@ -51,9 +51,9 @@ def new_token() -> str:
     return secrets.token_urlsafe(32)
 
 
-def address(port: int, token: str) -> str:
+def address(port: int, token: str, path: str = "/") -> str:
     """To be opened by whoever may see the page."""
-    return f"http://{HOST}:{port}/?token={token}"
+    return f"http://{HOST}:{port}{path}?token={token}"
 
 
 def protection(policy: str) -> dict[str, str]:

@@ -138,13 +138,14 @@ def summary(cards: Sequence[Card]) -> str:
 def _card(run: Run) -> Card:
     points, result = read_points(run), run.result()
     found = contests(run, result) if result else None
-    said, metric = verdict(run, result, points, found), METRICS[run.space.select_by]
+    state, metric = state_of(run), METRICS[run.space.select_by]
+    said = verdict(run, result, points, found, is_running=state == "running")
     over_base = found.over_base.get(result.winner) if found and result else None
     num_trials = len({point.label for point in points})
     return Card(
         name=run.metadata.name,
         folder=run.path.name,
-        state=state_of(run),
+        state=state,
         headline=said.headline,
         tone=said.tone,
         verdict=VERDICTS[said.tone],

@@ -92,7 +92,7 @@ def policy(*scripts: str) -> str:
 def live_policy() -> str:
     """Of a page that this machine serves: it may also ask the server, and show images of the run folder."""
     still = str(environment().globals["policy"])
-    return still.replace("img-src ", "img-src 'self' ") + "; connect-src 'self'; frame-ancestors 'none'"
+    return still.replace("img-src ", "img-src 'self' ") + "; connect-src 'self'"
 
 
 def _shown(value: Any) -> Any:

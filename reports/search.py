@@ -62,7 +62,7 @@ def render(run: Run, live: page.Live | None = None) -> str:
         run=run.metadata,
         space=run.space,
         metric=METRICS[run.space.select_by],
-        verdict=verdict(run, result, points, found),
+        verdict=verdict(run, result, points, found, is_running=bool(live and not live.over)),
         advice=advice.advise(advice.of_search(run, result)) if points else None,
         recommended=recommended(run, result) if result else None,
         proof=proof.prove(run, result, found, base["test"]) if result and found else None,

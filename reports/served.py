@@ -26,6 +26,8 @@ PORTS = (7861, 0)
 """The first if it is free, so that a tunnel finds it; else any."""
 FAREWELL = 10.0
 """Seconds that an ended search waits for a browser to fetch the last page, if one is looking."""
+POLICY = live_policy() + "; frame-ancestors 'none'"
+"""In a header; the page itself says all but the last."""
 STALLED = 60
 """Seconds after which a browser that reads nothing is given up."""
 TEXT = "text/plain; charset=utf-8"
@@ -109,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         if found.attached:
             given["content-disposition"] = f'attachment; filename="{found.attached}"'
         self.send_response(status)
-        for name, value in (given | protection(live_policy()) | headers).items():
+        for name, value in (given | protection(POLICY) | headers).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(found.body)
@@ -124,6 +126,8 @@ def content(growing: Growing, path: str) -> Content | None:
         return Content("text/html; charset=utf-8", growing.page().encode())
     if path == "/version":
         return Content("application/json", json.dumps(growing.status()).encode())
+    if path == "/favicon.ico":  # every browser asks
+        return Content("image/x-icon", b"")
     file = path.removeprefix("/")
     for name in exports.FRAMES:
         for format, kind in TYPES.items():
