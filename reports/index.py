@@ -1,6 +1,6 @@
-"""The page over all runs in a folder: a card a run, with filters, and links to their reports.
+"""The page over all runs in a folder: a entry a run, with filters, and links to their reports.
 
-A folder that is no run, or a damaged one, is a card that says so: whoever looks for it finds out why.
+A folder that is no run, or a damaged one, is a entry that says so: whoever looks for it finds out why.
 """
 
 from collections import Counter
@@ -21,9 +21,9 @@ from reports.verdict import Fact, contests, verdict, winner_of
 from reports.wording import plural
 
 NUM_PROMPTS = 3
-"""Whose images stand on a card."""
+"""Whose images stand on a entry."""
 AGAINST = ("against the default", "against the base")
-"""Facts of a report that its card repeats."""
+"""Facts of a report that its entry repeats."""
 VERDICTS = {"win": "WIN", "tie": "no win", "open": "not confirmed"}
 """Tone of a report -> what its first sentence comes to."""
 SORTS = {"created": "newest first", "name": "name", "gain": "largest gain", "trials": "most trials"}
@@ -37,7 +37,7 @@ class Pair(NamedTuple):
     best: Thumbnail | None
 
 
-class Card(NamedTuple):
+class Entry(NamedTuple):
     """One run, or a folder that could not be read as one."""
 
     name: str
@@ -68,10 +68,10 @@ class Card(NamedTuple):
 
 
 class Option(NamedTuple):
-    """One value of a filter, and how many cards have it."""
+    """One value of a filter, and how many entries have it."""
 
     value: str
-    num_cards: int
+    num_entries: int
 
 
 def write(folder: Path) -> Path:
@@ -85,37 +85,37 @@ def write(folder: Path) -> Path:
 
 def render(folder: Path) -> str:
     """The page as text."""
-    cards = read_cards(folder)
+    entries = read_entries(folder)
     return page.render(
         "index.html.j2",
         figures={},
         folder=folder.resolve().name,
-        cards=cards,
-        summary=summary(cards),
+        entries=entries,
+        summary=summary(entries),
         filters={
-            "state": options((card.state for card in cards), (*STATES, "damaged", "foreign")),
-            "verdict": options((card.verdict for card in cards), tuple(VERDICTS.values())),
-            "base": options(card.base for card in cards),
-            "data": options(card.data for card in cards),
+            "state": options((entry.state for entry in entries), (*STATES, "damaged", "foreign")),
+            "verdict": options((entry.verdict for entry in entries), tuple(VERDICTS.values())),
+            "base": options(entry.base for entry in entries),
+            "data": options(entry.data for entry in entries),
         },
         sorts=SORTS,
     )
 
 
-def read_cards(folder: Path) -> list[Card]:
+def read_entries(folder: Path) -> list[Entry]:
     """Of all folders in it that are not hidden: the newest run first, then what is none."""
     found = [
-        card_of(path) for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")
+        entry_of(path) for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")
     ]
-    return sorted(found, key=lambda card: card.created, reverse=True)
+    return sorted(found, key=lambda entry: entry.created, reverse=True)
 
 
-def card_of(path: Path) -> Card:
+def entry_of(path: Path) -> Entry:
     """Of one folder, whatever is in it."""
     if not (path / "run.json").exists():
         return _unread(path, "foreign", "Not a run: there is no run.json in this folder.")
     try:
-        return _card(Run.open(path))
+        return _entry(Run.open(path))
     except (BenchError, OSError) as error:
         return _unread(path, "damaged", f"{error}")
 
@@ -126,23 +126,23 @@ def options(values: Iterable[str], order: Sequence[str] = ()) -> list[Option]:
     return [Option(value, counts[value]) for value in order or sorted(counts) if counts[value]]
 
 
-def summary(cards: Sequence[Card]) -> str:
+def summary(entries: Sequence[Entry]) -> str:
     """`3 runs: 2 finished, 1 running; 1 folder could not be read`."""
-    runs = [card for card in cards if card.state in STATES]
+    runs = [entry for entry in entries if entry.state in STATES]
     counts = ", ".join(f"{count} {state}" for state, count in options((c.state for c in runs), STATES))
-    others = len(cards) - len(runs)
+    others = len(entries) - len(runs)
     rest = f"; {plural(others, 'folder')} could not be read as a run" if others else ""
     return f"{plural(len(runs), 'run')}{f': {counts}' if runs else ''}{rest}"
 
 
-def _card(run: Run) -> Card:
+def _entry(run: Run) -> Entry:
     points, result = read_points(run), run.result()
     found = contests(run, result) if result else None
     state, metric = state_of(run), METRICS[run.space.select_by]
     said = verdict(run, result, points, found, is_running=state == "running")
     over_base = found.over_base.get(result.winner) if found and result else None
     num_trials = len({point.label for point in points})
-    return Card(
+    return Entry(
         name=run.metadata.name,
         folder=run.path.name,
         state=state,
@@ -162,8 +162,8 @@ def _card(run: Run) -> Card:
     )
 
 
-def _unread(path: Path, state: str, reason: str) -> Card:
-    return Card(
+def _unread(path: Path, state: str, reason: str) -> Entry:
+    return Entry(
         name=path.name,
         folder=path.name,
         state=state,

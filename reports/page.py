@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -16,13 +17,18 @@ from plotly.offline import get_plotlyjs
 from bench import __version__
 from bench.secrets import masked
 from reports import wording
+from reports.cards import Card
 
+SCRIPTS = ("page.js", "viewer.js", "cards.js", "parallel.js")
+SECTIONS = ("exports", "index", "live")
+"""Templates that bring a script of their own along."""
+EMPTY: Mapping[str, Card] = {}
 CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:; "
+    "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob: 'self' file:; "
     "base-uri 'none'; form-action 'none'"
 )
 """Scripts run that are known by their hash, no others: text that was not escaped could not run. Figures style
-themselves; blob: is for their own "download as an image" button."""
+themselves; blob: is for their own "download as an image" button. Images in full size lie beside the page."""
 
 
 class Live(NamedTuple):
@@ -37,13 +43,17 @@ class Live(NamedTuple):
 
 
 def render(
-    template: str, *, figures: dict[str, Figure | None], live: Live | None = None, **context: Any
+    template: str,
+    *,
+    figures: dict[str, Figure | None],
+    cards: Mapping[str, Card] = EMPTY,
+    live: Live | None = None,
+    **context: Any,
 ) -> str:
-    """The page; `figures` are shown where the template names their fixed id."""
-    if live:
-        context["policy"] = live_policy()
+    """The page; `figures` are shown where the template names their fixed id, `cards` at their points."""
+    context |= {"cards": _plain(cards), "live": live} | ({"policy": live_policy()} if live else {})
     data = {name: json.loads(masked(plotly.io.to_json(figure))) for name, figure in figures.items() if figure}
-    return environment().get_template(template).render(figures=data, live=live, **context)
+    return environment().get_template(template).render(figures=data, **context)
 
 
 @cache
@@ -67,15 +77,13 @@ def environment() -> Environment:
         "trial_name": wording.trial_name,
         "capital": wording.capital,
     }
-    own = {name: _text(f"{name}.js") for name in ("page", "exports", "index", "live")}
-    plotly_script = get_plotlyjs()
+    script, plotly_script = "\n".join(map(_text, SCRIPTS)), get_plotlyjs()
+    own = {f"{name}_script": _text(f"{name}.js") for name in SECTIONS}
     environment.globals |= {
-        "policy": policy(*own.values(), plotly_script),
+        "policy": policy(script, *own.values(), plotly_script),
         "css": Markup(_text("page.css")),
-        "script": Markup(own["page"]),
-        "exports_script": Markup(own["exports"]),
-        "live_script": Markup(own["live"]),
-        "index_script": Markup(own["index"]),
+        "script": Markup(script),
+        **{name: Markup(text) for name, text in own.items()},
         "index_css": Markup(_text("index.css")),
         "plotly_script": Markup(plotly_script),
         "version": __version__,
@@ -90,9 +98,15 @@ def policy(*scripts: str) -> str:
 
 
 def live_policy() -> str:
-    """Of a page that this machine serves: it may also ask the server, and show images of the run folder."""
-    still = str(environment().globals["policy"])
-    return still.replace("img-src ", "img-src 'self' ") + "; connect-src 'self'"
+    """Of a page that this machine serves: it may also ask the server."""
+    return str(environment().globals["policy"]).replace(" file:", "") + "; connect-src 'self'"
+
+
+def _plain(cards: Mapping[str, Card]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads(
+        masked(json.dumps({k: c._asdict() for k, c in cards.items()}))
+    )
+    return found
 
 
 def _shown(value: Any) -> Any:

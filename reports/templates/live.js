@@ -18,10 +18,10 @@
 
   const place = (element) => element.closest("[id]")?.id ?? "";
   const keyed = {
-    details: (each) => place(each) + "/" + (each.querySelector("summary")?.textContent ?? ""),
-    "input, select, textarea": (each) => each.id || place(each) + "/" + (each.name || each.getAttribute("aria-label") || each.parentElement.textContent),
-    "button[aria-pressed]": (each) => place(each) + "/" + each.textContent,
-    "th[aria-sort]": (each) => place(each.closest("table")) + "/" + each.textContent,
+    "main details": (each) => place(each) + "/" + (each.querySelector("summary")?.textContent ?? ""),
+    "main input, main select": (each) => each.id || place(each) + "/" + (each.name || each.getAttribute("aria-label") || each.parentElement.textContent),
+    "main button[aria-pressed]": (each) => place(each) + "/" + each.textContent,
+    "main th[aria-sort]": (each) => place(each.closest("table")) + "/" + each.textContent,
   };
 
   function entries(selector, value) {
@@ -35,10 +35,10 @@
 
   function keep() {
     const state = {
-      open: entries("details", (each) => each.open),
-      values: entries("input, select, textarea", (each) => (/radio|checkbox/.test(each.type) ? each.checked : each.value)),
-      pressed: entries("button[aria-pressed]", (each) => each.ariaPressed === "true"),
-      sorted: entries("th[aria-sort]", (each) => each.getAttribute("aria-sort")),
+      open: entries("main details", (each) => each.open),
+      values: entries("main input, main select", (each) => (/radio|checkbox/.test(each.type) ? each.checked : each.value)),
+      pressed: entries("main button[aria-pressed]", (each) => each.ariaPressed === "true"),
+      sorted: entries("main th[aria-sort]", (each) => each.getAttribute("aria-sort")),
       anchor: anchor(),
     };
     try { sessionStorage.setItem(KEPT, JSON.stringify(state)); } catch { /* storage is full or forbidden */ }
@@ -55,14 +55,14 @@
         if (value !== undefined) set(each, value);
       }
     };
-    apply("details", state.open, (each, open) => { each.open = open; });
-    apply("input, select, textarea", state.values, (each, value) => {
+    apply("main details", state.open, (each, open) => { each.open = open; });
+    apply("main input, main select", state.values, (each, value) => {
       const field = /radio|checkbox/.test(each.type) ? "checked" : "value";
       if (each[field] === value || each.type === "file") return;
       each[field] = value;
       for (const kind of ["input", "change"]) each.dispatchEvent(new Event(kind, { bubbles: true }));
     });
-    apply("button[aria-pressed]", state.pressed, (each, pressed) => { if ((each.ariaPressed === "true") !== pressed) each.click(); });
+    apply("main button[aria-pressed]", state.pressed, (each, pressed) => { if ((each.ariaPressed === "true") !== pressed) each.click(); });
     for (const [key, direction] of state.sorted) sort(key, direction);
     const { id, offset } = state.anchor;
     const top = id ? document.getElementById(id)?.getBoundingClientRect().top + scrollY : 0;
@@ -70,7 +70,7 @@
   }
 
   function sort(key, direction) {
-    const head = [...document.querySelectorAll("table th")].find((each) => keyed["th[aria-sort]"](each) === key);
+    const head = [...document.querySelectorAll("table th")].find((each) => keyed["main th[aria-sort]"](each) === key);
     for (let turn = 0; head && turn < 2 && head.getAttribute("aria-sort") !== direction; turn++) head.querySelector("button")?.click();
   }
 
@@ -80,7 +80,7 @@
     const active = document.activeElement;
     return Date.now() - touched < IDLE || scrollY > innerHeight / 2 || !getSelection().isCollapsed
       || (active && active !== document.body && active !== button)
-      || document.querySelector("details[open], dialog[open]") !== null;
+      || document.querySelector("main details[open], dialog[open]") !== null;
   }
 
   function load() {
