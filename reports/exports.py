@@ -136,12 +136,10 @@ def prompts(run: Run) -> pd.DataFrame:
 
 def embedded(run: Run, points: list[Point], found: Contests | None) -> list[Embedded]:
     """For a page: trials and scores, which it carries along, and prompts, which are too many."""
-    kept = {"trials": trials(run, points), "scores": scores(run, found)}
-    tables = [
-        Embedded(name, *ABOUT[name], len(frame), _rounded(frame) if len(frame) else None)
-        for name, frame in kept.items()
-    ]
-    return [*tables, Embedded("prompts", *ABOUT["prompts"], None, None)]
+    frames = {"trials": trials(run, points), "scores": scores(run, found)}
+    kept = [Embedded(name, *ABOUT[name], len(frame), _rounded(frame)) for name, frame in frames.items()]
+    shown = [table for table in kept if table.num_rows]
+    return [*shown, Embedded("prompts", *ABOUT["prompts"], None, None)] if shown else []
 
 
 def write(run: Run, found: Contests | None = None) -> list[Path]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.run import Run
-from bench.secrets import masked
 from reports import exports, search
 from reports.page import Live, render
+from reports.verdict import Verdict
 
 PAUSE = 4.0
 """Least seconds between the end of a rendering and the next: the search has the processor."""
@@ -113,11 +113,12 @@ class Growing:
         try:
             return search.render(Run.open(self._path), live)
         except BenchError as error:  # such as a folder that is damaged: the search goes on, and may mend it
-            return _waiting(self._path.name, "There is no report now.", masked(str(error)), live)
+            return _waiting(self._path.name, "There is no report now.", str(error), live)
 
 
 def _waiting(name: str, headline: str, detail: str, live: Live) -> str:
-    return render("waiting.html.j2", figures={}, live=live, name=name, headline=headline, detail=detail)
+    verdict = Verdict("open", headline, detail, [])
+    return render("waiting.html.j2", figures={}, live=live, name=name, verdict=verdict)
 
 
 def _yield_the_processor() -> None:

@@ -1,6 +1,6 @@
-"""The page over all runs in a folder: a entry a run, with filters, and links to their reports.
+"""The page over all runs in a folder: an entry for each run, with filters, and links to their reports.
 
-A folder that is no run, or a damaged one, is a entry that says so: whoever looks for it finds out why.
+A folder that is no run, or a damaged one, is an entry that says so: whoever looks for it finds out why.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from reports.verdict import Fact, contests, verdict, winner_of
 from reports.wording import plural
 
 NUM_PROMPTS = 3
-"""Whose images stand on a entry."""
+"""Whose images stand on an entry."""
 AGAINST = ("against the default", "against the base")
 """Facts of a report that its entry repeats."""
 VERDICTS = {"win": "WIN", "tie": "no win", "open": "not confirmed"}

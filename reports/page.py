@@ -19,9 +19,7 @@ from bench.secrets import masked
 from reports import wording
 from reports.cards import Card
 
-SCRIPTS = ("page.js", "viewer.js", "cards.js", "parallel.js")
-SECTIONS = ("exports", "index", "live")
-"""Templates that bring a script of their own along."""
+SCRIPTS = ("page.js", "viewer.js", "cards.js", "parallel.js", "exports.js", "index.js")
 EMPTY: Mapping[str, Card] = {}
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob: 'self' file:; "
@@ -78,12 +76,13 @@ def environment() -> Environment:
         "capital": wording.capital,
     }
     script, plotly_script = "\n".join(map(_text, SCRIPTS)), get_plotlyjs()
-    own = {f"{name}_script": _text(f"{name}.js") for name in SECTIONS}
+    live_script = _text("live.js")
     environment.globals |= {
-        "policy": policy(script, *own.values(), plotly_script),
+        "policy": policy(script, plotly_script),
+        "live_policy": policy(script, plotly_script, live_script),
         "css": Markup(_text("page.css")),
         "script": Markup(script),
-        **{name: Markup(text) for name, text in own.items()},
+        "live_script": Markup(live_script),
         "index_css": Markup(_text("index.css")),
         "plotly_script": Markup(plotly_script),
         "version": __version__,
@@ -99,7 +98,7 @@ def policy(*scripts: str) -> str:
 
 def live_policy() -> str:
     """Of a page that this machine serves: it may also ask the server."""
-    return str(environment().globals["policy"]).replace(" file:", "") + "; connect-src 'self'"
+    return str(environment().globals["live_policy"]).replace(" file:", "") + "; connect-src 'self'"
 
 
 def _plain(cards: Mapping[str, Card]) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@
                                             what was searched and where; judge is null if there was none
     space, select_by                        as resolved; the metric that ranks
     num_trials, seconds                     trials there are; wall-clock of the search, null until it ends
-    verdict       tone (win, tie or open), headline, detail
+    verdict       tone (win, tie or open), headline, lead (by how much, or empty), detail
         facts[]                             label, value, note, verdict: the numbers beside it, as text
     winner        null until the search ends
         label, config, adapter, is_default  the candidate, what trains it again, its file (or null)
