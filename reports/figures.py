@@ -397,7 +397,7 @@ def sliced(data: Slice) -> go.Figure:
     elif len(distinct) <= MAX_TICKS:
         figure.update_xaxes(tickvals=distinct, ticktext=[short(value) for value in distinct])
     elif data.is_log:
-        figure.update_xaxes(tickformat="~e")
+        figure.update_xaxes(dtick=1, tickformat="~e")
     figure.update_yaxes(title=data.y_title, nticks=5)
     return laid_out(figure, height=250, legend=False)
 
