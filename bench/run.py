@@ -18,6 +18,7 @@
     result.json                 the Result: which configuration won, on confirmed scores
     winner/                     adapter.safetensors and training_config.yaml
     report.html
+    data/                       its numbers for other programs, see `reports/exports.py`
     damaged/                    what `bench doctor --fix` set aside
 
 An Evaluation is a folder of scores.json, features.safetensors and images/. Every file is written to a

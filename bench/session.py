@@ -101,6 +101,8 @@ class Command:
     """Where the child processes are."""
     place: Place | None = None
     """Of a study that others work on too."""
+    follow: Callable[[Path], None] = lambda path: None
+    """Is told the run folder before anything is loaded."""
 
     @property
     def say(self) -> Callable[[str], None]:
@@ -347,6 +349,7 @@ def at_work(
     None of them outlives it. Raises UsageError for one of the `adapters` that does not fit.
     """
     opening = _opening(command, name, is_search)
+    command.follow(opening.path)
     if opening.num_devices == 1 and not command.isolated and command.executor == "local":
         with _opened(opening, command) as session, show_progress(command.console) as progress:
             yield session.run, _prepared(session, command.engine, progress, splits, adapters)
