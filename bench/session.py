@@ -20,6 +20,7 @@ from bench.cluster import open_cluster
 from bench.config import refuse_missing_8bit
 from bench.confirm import EXAMINED, Confirmation
 from bench.encoding import encode
+from bench.energy import Meter, counters
 from bench.errors import BenchError, DeviceError, MismatchError, TrialError, UsageError
 from bench.fleet import Fleet, count_devices, shared_threads
 from bench.loaded import base_of, load
@@ -75,6 +76,8 @@ class Command:
     """Where the child processes are."""
     place: Place | None = None
     """Of a study that others work on too."""
+    follow: Callable[[Path], None] = lambda path: None
+    """Is told the run folder before anything is loaded."""
 
     @property
     def say(self) -> Callable[[str], None]:
@@ -92,10 +95,19 @@ def run_search(command: Command) -> Run:
     with database_errors(), at_work(command, space.name, SEARCH) as (run, crew):
         confirmation = Confirmation(run=run, packs=crew)
         with _shared(run, command.place) as shared:
-            study = Study(run=run, packs=crew, reserve=confirmation.units, shared=shared)
+            is_counted = command.executor == "local" and not shared
+            device = run.metadata.device.partition(" ")[0]
+            study = Study(
+                run=run,
+                packs=crew,
+                reserve=confirmation.units,
+                shared=shared,
+                num_devices=crew.num_devices,
+                meter=Meter(counters(device, crew.num_devices) if is_counted else []),
+            )
             study.search(space.trials, space.budget)
-            confirmation.confirm(lambda: study.seconds)
-            study.save_seconds()
+            confirmation.confirm(lambda: study.cost)
+            study.save_cost()
     return run
 
 
@@ -272,6 +284,7 @@ def at_work(
     None of them outlives it. Raises UsageError for one of the `adapters` that does not fit.
     """
     opening = _opening(command, name, task)
+    command.follow(opening.path)
     if opening.num_devices == 1 and not command.isolated and command.executor == "local":
         with open_session(command, name, task) as session, show_progress(command.console) as progress:
             yield session.run, _prepared(session, command.engine, progress, splits, adapters)

@@ -39,6 +39,7 @@ from bench.errors import BenchError, MismatchError, MissingError, UsageError, on
 from bench.files import json_text, read_json, write_json
 from bench.run import Metadata, Run, read_metadata
 from bench.searcher import Searcher, new_study
+from bench.secrets import HIDDEN
 
 SCORES = "scores at "
 """Attribute of a trial, with the epoch: its scores by metric name."""
@@ -386,6 +387,25 @@ def refuse_apart(run: Run) -> None:
     known = run.path / RECORD
     if known.exists():
         raise UsageError(f"{run.path}: its study is in {read_json(known)['storage']}: give it as --storage")
+
+
+def place_of(run: Run, url: str | None) -> Place:
+    """Of a run's study, shared or not; `url` is of its database, where the folder does not say all.
+
+    Raises UsageError for a URL that is needed, or another one, MissingError where there is no study.
+    """
+    known, file = run.path / RECORD, run.path / "study.db"
+    if known.exists():
+        record = read_json(known)
+        place = Place(url=url or record["storage"], artifacts=record["artifacts"])
+        if place.shown != record["storage"]:
+            raise UsageError(f"{run.path}: its study is in {record['storage']}, not in {place.shown}")
+        if url is None and HIDDEN in record["storage"]:
+            raise UsageError(f"{run.path}: its study is in {record['storage']}: give it as --storage")
+        return place
+    if not file.exists():
+        raise MissingError(f"{file}: no such file: this run has no study")
+    return Place(url=f"sqlite:///{file.resolve()}", artifacts="")
 
 
 def shared_metadata(place: Place, name: str) -> Metadata:
