@@ -33,6 +33,7 @@ STORAGE = typer.Option(
     metavar="URL",
     help="Of a database that several machines search through, such as postgresql://user@host/db.",
 )
+FORCE = typer.Option("--force", help="Keep an SQLite study even on a network file system.")
 ARTIFACTS = typer.Option(help="Where they put what they train: a folder that all see, or s3://bucket.")
 
 app = typer.Typer(
@@ -71,9 +72,7 @@ def search(
     executor: Annotated[
         Literal["local", "ray"], typer.Option(help="Where trials run: this machine, or a Ray cluster.")
     ] = "local",
-    force: Annotated[
-        bool, typer.Option("--force", help="Keep an SQLite study even on a network file system.")
-    ] = False,
+    force: Annotated[bool, FORCE] = False,
     live: Annotated[
         bool, typer.Option("--live", help="Serve the report to a browser of this machine while it grows.")
     ] = False,
@@ -107,17 +106,21 @@ def worker(
     artifacts: Annotated[str | None, ARTIFACTS] = None,
     base: Annotated[str | None, typer.Option(help="Where the search's base is on this machine.")] = None,
     data: Annotated[str | None, typer.Option(help="Where the search's data set is on this machine.")] = None,
+    force: Annotated[bool, FORCE] = False,
 ) -> None:
     """Help with a search from this machine: ask, train, score and tell, until there are enough trials.
 
     What is trained goes into the artifact store; the search that was begun confirms and reports.
     """
+    from bench.filesystem import refuse_network
     from bench.session import run_worker
 
     console = _console()
     if (place := _place(storage, artifacts)) is None:
         raise UsageError("--storage: say where the search's study is")
     command = command_of("default", {}, run, 0, console)
+    if file := _sqlite_file(storage):
+        refuse_network(file, command.say, force=force)
     try:
         run_worker(command, place, {"base": base, "data": data})
     except KeyboardInterrupt:

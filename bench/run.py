@@ -201,6 +201,10 @@ class Result:
     select_by: str
     seconds: float
     """Wall-clock seconds of the whole search, resumed parts added up."""
+    device_seconds: float | None = None
+    """Those, times the devices that were held; None of an earlier version of bench."""
+    joules: float | None = None
+    """Energy that the devices used, where the machine counts it."""
     agreement: Agreement | None = None
     """None where all images were drawn with the same steps."""
 

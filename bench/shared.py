@@ -12,7 +12,7 @@ import time
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,6 +56,11 @@ TRIALS = "trials"
 RECORD = "shared.json"
 """File of a run that works on a shared study: where that is, and by which name this run is known there."""
 DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+CONNECTING: Mapping[str, dict[str, Any]] = {
+    "sqlite": {"timeout": 60},
+    "postgresql+psycopg": {"tcp_user_timeout": 60_000},
+}
+"""By driver: how long is waited for a lock, in s, or for a network, in ms; the query of a URL may differ."""
 BUCKET = "s3://"
 PATIENCE = 10.0
 """Seconds in which a proxy must answer."""
@@ -105,9 +110,11 @@ class Place:
         url = self._address()
         try:
             url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
+            asked = {**CONNECTING.get(url.drivername, {})}
+            for name in url.query:
+                asked.pop(name, None)
             return RDBStorage(
-                url.render_as_string(hide_password=False),
-                engine_kwargs={"connect_args": {"timeout": 60}} if url.drivername == "sqlite" else {},
+                url.render_as_string(hide_password=False), engine_kwargs={"connect_args": asked}
             )
         except (ImportError, NoSuchModuleError):
             raise MissingError(

@@ -50,7 +50,7 @@ def test_flags_are_frozen() -> None:
             *("space", "base", "data", "name", "trials", "budget", "seed", "floor"),
             *("new_run", "storage", "artifacts", "executor", "force", "live"),
         ],
-        "worker": ["run", "storage", "artifacts", "base", "data"],
+        "worker": ["run", "storage", "artifacts", "base", "data", "force"],
         "floor": ["space", "base", "data", "name", "seeds", "seed"],
         "train": ["config", "hub_model_id"],
         "report": ["run", "as_json"],
