@@ -212,7 +212,9 @@ def index(
     import reports.index
 
     console = _console()
-    console.print(f"Index: {reports.index.write(folder)}", markup=False, highlight=False, soft_wrap=True)
+    with console.status("Reading runs"):
+        file = reports.index.write(folder)
+    console.print(f"Index: {file}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
