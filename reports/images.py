@@ -101,14 +101,19 @@ def column(title: str, kind: str, folders: list[Path], metric: str) -> Column:
 
 def thumbnail(path: Path) -> Thumbnail | None:
     """A data URI; None where there is no readable image."""
+    picture = opened(path)
+    return thumbnail_of(picture) if picture else None
+
+
+def opened(path: Path) -> Image.Image | None:
+    """In RGB; None where there is no readable image."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
-                picture = image.convert("RGB")
+                return image.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
-    return thumbnail_of(picture)
 
 
 def thumbnail_of(picture: Image.Image) -> Thumbnail:

@@ -56,6 +56,7 @@ def environment() -> Environment:
     environment.globals |= {
         "policy": policy(script, plotly_script),
         "css": Markup(_text("page.css")),
+        "stylesheet": lambda name: Markup(_text(name)),
         "script": Markup(script),
         "plotly_script": Markup(plotly_script),
         "version": __version__,

@@ -19,7 +19,7 @@ from bench.run import (
 )
 from bench.scoring.metrics import METRICS, Score
 from bench.scoring.preservation import MARGIN
-from reports import concepts, figures, floor, page, parallel, proof, pruning, tables
+from reports import concepts, figures, floor, page, parallel, proof, pruning, tables, trial
 from reports.images import Column, Grid, column, grid
 from reports.trials import Point, best, best_so_far, front, importances, read_points, scored
 from reports.verdict import contests, verdict, winner_of
@@ -43,8 +43,9 @@ class Recommended(NamedTuple):
 
 
 def write(run: Run) -> Path:
-    """Write run.path/"report.html"; works for a search in any state."""
+    """Write run.path/"report.html" and the pages of its trials; works for a search in any state."""
     path = run.path / "report.html"
+    trial.write_pages(run)
     write_text(path, render(run))
     return path
 
