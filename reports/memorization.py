@@ -1,5 +1,6 @@
 """Memorisation in the search report: alarms, numbers, and the nearest pairs to look at."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from bench.scoring import memorization
 from bench.scoring.memorization import Features
 from bench.scoring.metrics import MEMORIZATION, Score
 from reports import images
-from reports.images import Cell, PromptRow
+from reports.images import Cell, PromptRow, Thumbnail
 from reports.tables import Model, ScoreRow, models, score_rows
 from reports.verdict import winner_of
 
@@ -27,6 +28,7 @@ NUM_PAIRS = 6
 MAX_CHARACTERS = 400_000
 """Of the thumbnails of one set of pairs."""
 TRAINING = "training"
+Maker = Callable[[Path], Thumbnail | None]
 
 
 class Pairs(NamedTuple):
@@ -86,7 +88,7 @@ def panel(run: Run, result: Result, base: dict[str, Score]) -> Memorization | No
     )
 
 
-def nearest_pairs(run: Run, folder: Path, split: Split) -> NearestPairs | None:
+def nearest_pairs(run: Run, folder: Path, split: Split, make: Maker) -> NearestPairs | None:
     """Of the evaluation in `folder`, on the prompts of `split`; None where either is not known."""
     if not has_evaluation(folder):
         return None
@@ -95,7 +97,7 @@ def nearest_pairs(run: Run, folder: Path, split: Split) -> NearestPairs | None:
     if view is None:
         return None
     everything = list(range(len(run.metadata.prompts.get(split, []))))
-    rows = _pair_rows(run, folder, split, everything, view)
+    rows = _pair_rows(run, folder, split, everything, view, make)
     return NearestPairs(rows, _network(run, view), _threshold(view)) if rows else None
 
 
@@ -133,7 +135,9 @@ def _pairs(run: Run, won: Candidate, view: _View) -> list[Pairs]:
     return [pairs for pairs in found if pairs.rows]
 
 
-def _pair_rows(run: Run, folder: Path, split: Split, chosen: list[int], view: _View) -> list[PromptRow]:
+def _pair_rows(
+    run: Run, folder: Path, split: Split, chosen: list[int], view: _View, make: Maker = images.thumbnail
+) -> list[PromptRow]:
     """Of the evaluation in `folder`, on the prompts `chosen`."""
     prompts = run.metadata.prompts.get(split, [])
     if not chosen or not has_evaluation(folder):
@@ -146,8 +150,8 @@ def _pair_rows(run: Run, folder: Path, split: Split, chosen: list[int], view: _V
     files, rows, left = image_files(folder), [], MAX_CHARACTERS
     for pair in memorization.pairs(features[rows_of], view.train, NUM_PAIRS, seeds):
         image = rows_of[pair.image]
-        drawn = images.thumbnail(files[image]) if image < len(files) else None
-        real = images.thumbnail(run.path / "real" / "train" / f"{pair.training:04d}.webp")
+        drawn = make(files[image]) if image < len(files) else None
+        real = make(run.path / "real" / "train" / f"{pair.training:04d}.webp")
         left -= sum(len(shown.uri) for shown in (drawn, real) if shown)
         if left < 0:
             break

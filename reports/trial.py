@@ -23,8 +23,8 @@ from bench.run import (
 )
 from bench.scoring.metrics import METRICS, Score
 from reports import memorization, page, tables, trial_charts
-from reports.memorization import NearestPairs
-from reports.trial_images import Maker, Source, images, maker
+from reports.memorization import Maker
+from reports.trial_images import Source, images, maker
 from reports.trials import Point, best, read_points, scored
 from reports.verdict import Fact, Verdict
 from reports.wording import capital, direction, duration, plural, plus_minus, settings, trial_name
@@ -165,6 +165,7 @@ def render(shared: Overview, trial: TrialRecord, beside: Neighbours, stamp: str 
     points = [point for point in shared.points if point.label == trial.label and point.epoch]
     shown = images(run, _sources(shared, trial, points), trial.path, shared.make)
     top = shared.bests.get(trial.label)
+    losses = read_losses(trial.path)
     rows = tables.setting_rows(settings(trial.config), settings(run.space.default))
     return page.render(
         "trial.html.j2",
@@ -186,13 +187,13 @@ def render(shared: Overview, trial: TrialRecord, beside: Neighbours, stamp: str 
         scores=tables.score_rows(found, list(METRICS)) if points else [],
         charts=trial_charts.of_scores(run, shared.base, shared.default, points),
         place=trial_charts.of_standing(name, trial.label, list(shared.bests.values())),
-        losses=trial_charts.of_losses(read_losses(trial.path), points),
+        losses=trial_charts.of_losses(losses, points),
         searched=[row for row in rows if row.differs or row.name in run.space.distributions],
         fixed=[row for row in rows if not row.differs and row.name not in run.space.distributions],
         config=yaml.dump(run.training_config(trial.config)),
         commands=_commands(run, trial, top),
-        nearest=_nearest(run, trial, top),
-        costs=_costs(run, trial),
+        nearest=memorization.nearest_pairs(run, _folder(run, top), "dev", shared.make) if top else None,
+        costs=_costs(run, trial, len(losses)),
         figures={},
     )
 
@@ -280,11 +281,10 @@ def _facts(shared: Overview, trial: TrialRecord) -> list[Fact]:
     return found
 
 
-def _costs(run: Run, trial: TrialRecord) -> list[tuple[str, str]]:
+def _costs(run: Run, trial: TrialRecord, steps: int) -> list[tuple[str, str]]:
     slots = run.space.slots
     beside = f"shared with up to {slots - 1} beside it" if isinstance(slots, int) and slots > 1 else "alone"
     known = beside if slots else "shared with those beside it"
-    steps = len(read_losses(trial.path))
     return [
         ("wall-clock time", duration(trial.seconds) + (f", {known}" if trial.seconds is not None else "")),
         ("training steps", str(steps) if steps else "–"),
@@ -341,8 +341,3 @@ def _chosen(points: Sequence[Point], top: Point | None) -> int:
     """The epoch whose images are seen first, counted from 1: the best, else the last."""
     epochs = [point.epoch for point in points]
     return epochs.index(top.epoch) + 1 if top and top.epoch in epochs else len(epochs)
-
-
-def _nearest(run: Run, trial: TrialRecord, top: Point | None) -> NearestPairs | None:
-    """Images of its best epoch nearest to training pictures; None where that is not known."""
-    return memorization.nearest_pairs(run, _folder(run, top), "dev") if top else None

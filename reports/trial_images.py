@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from os.path import relpath
@@ -14,7 +13,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from bench.run import WRITERS, PromptRecord, Run, image_files
-from reports.images import MAX_SEEDS, SMALL_PIXELS, opened
+from reports.images import MAX_SEEDS, SMALL_PIXELS, Thumbnail, opened
+from reports.memorization import Maker
 
 MAX_CHARACTERS = 700_000
 """Of the thumbnails of a page, which is to stay under 1 MB."""
@@ -24,11 +24,6 @@ EXACT_BYTES = 1500
 """Files up to this size stay exact: pixel art is small, and shows every fault."""
 REMEMBERED = 2048
 """Thumbnails: those of base, default and true pictures, and of one trial."""
-
-
-class Thumbnail(NamedTuple):
-    uri: Markup
-    pixelated: bool
 
 
 class Shot(NamedTuple):
@@ -66,9 +61,6 @@ class Images(NamedTuple):
     seeds: int
     num_prompts: int
     """Prompts there are; rows may be fewer."""
-
-
-Maker = Callable[[Path], Thumbnail | None]
 
 
 def maker() -> Maker:
