@@ -17,7 +17,7 @@
     floor.json                  the Floor: what trainings of one configuration differ by
     result.json                 the Result: which configuration won, on confirmed scores
     winner/                     adapter.safetensors and training_config.yaml
-    report.html                 and trials/0007/trial.html
+    report.html                 and trials/0007/trial.html, floor.html
     damaged/                    what `bench doctor --fix` set aside
 
 An Evaluation is a folder of scores.json, features.safetensors and images/. Every file is written to a

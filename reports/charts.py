@@ -77,6 +77,19 @@ class Strip(NamedTuple):
     band: Band | None = None
 
 
+Key = tuple[str, str, str]
+"""Title, kind and sign (`line`, `dashed`, `point` or `area`) of what is drawn."""
+
+
+class Box(NamedTuple):
+    """A chart with what stands around it."""
+
+    svg: Markup
+    title: str
+    note: str
+    keys: Sequence[Key] = ()
+
+
 class _Axis(NamedTuple):
     """From values to places."""
 

@@ -19,7 +19,7 @@ from bench.run import (
 )
 from bench.scoring.metrics import METRICS, Score
 from bench.scoring.preservation import MARGIN
-from reports import concepts, figures, floor, page, parallel, proof, pruning, tables, trial
+from reports import concepts, figures, floor, floor_page, page, parallel, proof, pruning, tables, trial
 from reports.images import Column, Grid, column, grid
 from reports.trials import Point, best, best_so_far, front, importances, read_points, scored
 from reports.verdict import contests, verdict, winner_of
@@ -43,9 +43,10 @@ class Recommended(NamedTuple):
 
 
 def write(run: Run) -> Path:
-    """Write run.path/"report.html" and the pages of its trials; works for a search in any state."""
+    """Write run.path/"report.html", the pages of its trials and of its floor; works in any state."""
     path = run.path / "report.html"
     trial.write_pages(run)
+    floor_page.write(run)
     write_text(path, render(run))
     return path
 

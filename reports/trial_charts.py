@@ -1,14 +1,12 @@
 """The charts of a trial's page: scores against epochs, where it stands, and its losses."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
-
-from markupsafe import Markup
+from typing import TYPE_CHECKING
 
 from bench.run import Run
 from bench.scoring.metrics import METRICS, Score
 from reports import charts
-from reports.charts import Chart, Dot, Level, Line, Strip
+from reports.charts import Box, Chart, Dot, Key, Level, Line, Strip
 from reports.trials import Point
 from reports.wording import capital, direction, plural, plus_minus, trial_name
 
@@ -18,17 +16,6 @@ if TYPE_CHECKING:
 MAX_POINTS = 160
 """Of a line."""
 HELD_OUT = "held_out_loss"
-Key = tuple[str, str, str]
-
-
-class Box(NamedTuple):
-    """A chart with what stands around it."""
-
-    svg: Markup
-    title: str
-    note: str
-    keys: Sequence[Key] = ()
-    """Title, kind and sign of what is drawn."""
 
 
 def of_scores(run: Run, base: dict[str, Score], default: Point | None, points: Sequence[Point]) -> list[Box]:
