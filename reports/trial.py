@@ -23,13 +23,14 @@ from bench.run import (
 )
 from bench.scoring.metrics import METRICS, Score
 from reports import memorization, page, tables, trial_charts
+from reports.cards import page_of
+from reports.images import Column, column
 from reports.memorization import Maker
-from reports.trial_images import Source, images, maker
+from reports.trial_images import images, maker
 from reports.trials import Point, best, read_points, scored
 from reports.verdict import Fact, Verdict
 from reports.wording import capital, direction, duration, plural, plus_minus, settings, trial_name
 
-FILE = "trial.html"
 STATES = {"running": "still training", "complete": "complete", "pruned": "pruned", "failed": "failed"}
 TONES = {"winner": "win", "failed": "error", "running": "open", "pruned": "open"}
 ORIGINS = {"default": "the configuration to beat", "sampled": "asked from the sampler"}
@@ -70,12 +71,6 @@ class Overview(NamedTuple):
     make: Maker
 
 
-def page_of(trial: TrialRecord | str) -> str:
-    """Path of a trial's page from the run folder; the trial or its label."""
-    label = trial if isinstance(trial, str) else trial.label
-    return f"trials/{label}/{FILE}"
-
-
 def write_pages(run: Run, points: list[Point] | None = None) -> list[Path]:
     """Write the page of every trial of which there is none that shows what is known now; the pages written.
 
@@ -89,7 +84,7 @@ def write_pages(run: Run, points: list[Point] | None = None) -> list[Path]:
             records[index - 1].label if index else None,
             records[index + 1].label if index + 1 < len(records) else None,
         )
-        path, stamp = trial.path / FILE, _stamp(shared, trial, beside)
+        path, stamp = run.path / page_of(trial.label), _stamp(shared, trial, beside)
         if not _shows(path, stamp) and not (path.exists() and was_cleaned(trial)):
             write_text(path, render(shared, trial, beside, stamp))
             written.append(path)
@@ -163,7 +158,7 @@ def render(shared: Overview, trial: TrialRecord, beside: Neighbours, stamp: str 
     """The page as text."""
     run, name = shared.run, shared.run.space.select_by
     points = [point for point in shared.points if point.label == trial.label and point.epoch]
-    shown = images(run, _sources(shared, trial, points), trial.path, shared.make)
+    shown = images(run, _columns(shared, trial, points), trial.path, shared.make)
     top = shared.bests.get(trial.label)
     losses = read_losses(trial.path)
     rows = tables.setting_rows(settings(trial.config), settings(run.space.default))
@@ -175,7 +170,7 @@ def render(shared: Overview, trial: TrialRecord, beside: Neighbours, stamp: str 
         kind=kind_of(shared, trial),
         is_winner=is_winner(shared, trial),
         beside=beside,
-        pages={label: f"../{label}/{FILE}" for label in beside if label},
+        pages={label: f"../../{page_of(label)}" for label in beside if label},
         trial=trial,
         origin=ORIGINS.get(trial.origin, trial.origin),
         metric=METRICS[name],
@@ -188,8 +183,8 @@ def render(shared: Overview, trial: TrialRecord, beside: Neighbours, stamp: str 
         charts=trial_charts.of_scores(run, shared.base, shared.default, points),
         place=trial_charts.of_standing(name, trial.label, list(shared.bests.values())),
         losses=trial_charts.of_losses(losses, points),
-        searched=[row for row in rows if row.differs or row.name in run.space.distributions],
-        fixed=[row for row in rows if not row.differs and row.name not in run.space.distributions],
+        settings=rows,
+        searched=[row for row in rows if row.name in run.space.distributions],
         config=yaml.dump(run.training_config(trial.config)),
         commands=_commands(run, trial, top),
         nearest=memorization.nearest_pairs(run, _folder(run, top), "dev", shared.make) if top else None,
@@ -322,15 +317,18 @@ def _models(shared: Overview, points: Sequence[Point]) -> list[tables.Model]:
     return [*found, *own]
 
 
-def _sources(shared: Overview, trial: TrialRecord, points: Sequence[Point]) -> list[Source]:
-    run, default = shared.run, shared.default
-    sources = [Source("base", "base", [run.base_folder("dev")])]
+def _columns(shared: Overview, trial: TrialRecord, points: Sequence[Point]) -> list[Column]:
+    """Of the trial one an epoch, of which the page shows the chosen one."""
+    run, default, name = shared.run, shared.default, shared.run.space.select_by
+    found = [column("base", "base", [run.base_folder("dev")], name)]
     if default and default.label != trial.label:
-        sources.append(Source("default", "default", [_folder(run, default)]))
+        found.append(column("default", "default", [_folder(run, default)], name))
     title = "default" if trial.origin == "default" else trial_name(trial.label)
-    if points:
-        sources.append(Source(title, kind_of(shared, trial), [_folder(run, point) for point in points]))
-    return sources
+    for number, point in enumerate(points, start=1):
+        named = plural(point.config.epochs, "epoch") if len(points) > 1 else title
+        kind = f"own {kind_of(shared, trial)} epoch-{number}"
+        found.append(column(named, kind, [_folder(run, point)], name))
+    return found
 
 
 def _folder(run: Run, point: Point) -> Path:

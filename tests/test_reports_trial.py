@@ -14,6 +14,7 @@ from test_reports import CHROMIUM, HOSTILE, Page, hostile_run, in_browser
 from bench.clean import removals, remove
 from bench.run import Result, Run, end_trial, read_json, was_cleaned, write_json
 from reports import search, trial
+from reports.cards import page_of as page_path
 from reports.trial_images import thumbnail
 
 MakeRun = Callable[..., Run]
@@ -21,7 +22,7 @@ MakeRun = Callable[..., Run]
 
 def page_of(run: Run, label: str) -> Page:
     trial.write_pages(run)
-    return Page((run.path / trial.page_of(label)).read_text(encoding="utf-8"))
+    return Page((run.path / page_path(label)).read_text(encoding="utf-8"))
 
 
 def pages(run: Run) -> list[Page]:
@@ -83,13 +84,13 @@ def test_charts_need_no_script_and_the_page_is_small(make_run: MakeRun) -> None:
     page = page_of(run, "0002")
     charts = [attrs for tag, attrs in page.tags if tag == "svg"]
     assert len(charts) == 6 and len(page.scripts) == 1
-    assert (run.path / trial.page_of("0002")).stat().st_size < 1_000_000
+    assert (run.path / page_path("0002")).stat().st_size < 1_000_000
 
 
 def test_large_pictures_fill_the_page_no_further_than_it_is_meant_to(make_run: MakeRun) -> None:
     run = make_run(trials=2, prompts=8, pixels=512)
     page_of(run, "0000")
-    assert (run.path / trial.page_of("0000")).stat().st_size < 1_000_000
+    assert (run.path / page_path("0000")).stat().st_size < 1_000_000
 
 
 def test_thumbnails_of_small_pixel_art_are_exact(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_held_out_loss_is_drawn_where_it_was_measured(make_run: MakeRun) -> None
         data = read_json(file)
         data["scores"]["held_out_loss"] = {**data["scores"]["similarity"], "value": 0.2, "gain": None}
         write_json(file, data)
-    (run.path / trial.page_of("0002")).unlink()
+    (run.path / page_path("0002")).unlink()
     assert "held-out pictures" in page_of(run, "0002").text
 
 
@@ -161,7 +162,7 @@ def test_trials_are_linked_to_those_beside_them_and_to_the_report(make_run: Make
     run = make_run(trials=3)
     search.write(run)
     first, middle = page_of(run, "0000"), page_of(run, "0001")
-    assert {"../0000/trial.html", "../0002/trial.html", "../../report.html"} <= set(
+    assert {"../../trials/0000/trial.html", "../../trials/0002/trial.html", "../../report.html"} <= set(
         middle.values("a", "href")
     )
     assert not any(
@@ -180,7 +181,7 @@ def test_a_page_is_written_only_if_it_shows_something_else(make_run: MakeRun) ->
     end_trial(run.trial_folder(1), "failed", 3.0, "the disk is full")
     labels = [path.parent.name for path in trial.write_pages(run)]
     assert "0001" in labels
-    (run.path / trial.page_of("0004")).unlink()
+    (run.path / page_path("0004")).unlink()
     assert [path.parent.name for path in trial.write_pages(run)] == ["0004"]
 
 
@@ -188,7 +189,7 @@ def test_while_a_search_goes_on_a_new_trial_changes_only_the_page_before_it(make
     run = make_run(ending="interrupted")
     trial.write_pages(run)
     shutil.copytree(run.trial_folder(4), run.trial_folder(6))
-    (run.trial_folder(6) / trial.FILE).unlink()
+    (run.trial_folder(6) / "trial.html").unlink()
     assert [path.parent.name for path in trial.write_pages(run)] == ["0005", "0006"]
 
 
@@ -201,7 +202,7 @@ def test_pages_keep_the_images_that_were_cleaned_away(make_run: MakeRun) -> None
     run.write_result(replace(finished(run), winner="default"))
     trial.write_pages(run)
     for label in cleaned:
-        kept = Page((run.path / trial.page_of(label)).read_text(encoding="utf-8"))
+        kept = Page((run.path / page_path(label)).read_text(encoding="utf-8"))
         assert kept.values("img", "src") == before[label] != []
 
 
@@ -252,6 +253,6 @@ def test_a_true_picture_outside_the_run_is_not_shown(make_run: MakeRun) -> None:
 def test_it_works_in_a_browser_under_its_policy(make_run: MakeRun, tmp_path: Path) -> None:
     run = hostile_run(make_run, "run-a")
     trial.write_pages(run)
-    shown, said = in_browser(run.path / trial.page_of("0002"), tmp_path / "profile")
+    shown, said = in_browser(run.path / page_path("0002"), tmp_path / "profile")
     assert said == [] and '<img src="x"' not in shown
     assert 'data-copy="training-config">Copy' in shown, "its script has run: the button is not hidden"
