@@ -33,6 +33,7 @@ STORAGE = typer.Option(
     metavar="URL",
     help="Of a database that several machines search through, such as postgresql://user@host/db.",
 )
+FORCE = typer.Option("--force", help="Keep an SQLite study even on a network file system.")
 ARTIFACTS = typer.Option(help="Where they put what they train: a folder that all see, or s3://bucket.")
 
 app = typer.Typer(
@@ -71,8 +72,9 @@ def search(
     executor: Annotated[
         Literal["local", "ray"], typer.Option(help="Where trials run: this machine, or a Ray cluster.")
     ] = "local",
-    force: Annotated[
-        bool, typer.Option("--force", help="Keep an SQLite study even on a network file system.")
+    force: Annotated[bool, FORCE] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve the report to a browser of this machine while it grows.")
     ] = False,
 ) -> None:
     """Search a space: train and score trials, confirm the best, write runs/NAME/report.html.
@@ -82,7 +84,6 @@ def search(
     from dataclasses import replace
 
     from bench.filesystem import refuse_network
-    from bench.session import run_search
 
     overrides = {"base": base, "data": data, "trials": trials, "budget": budget}
     overrides |= {} if floor else {"floor": 0}
@@ -92,14 +93,10 @@ def search(
         command = replace(command, place=_place(storage, artifacts), executor=executor, is_new=new_run)
         if file := _sqlite_file(storage):
             refuse_network(file, command.say, force=force)
-        run = run_search(command)
+        _search_live(command) if live else _search(command)
     except KeyboardInterrupt:
         console.print("Stopped. Finished trials are kept: run the same command to go on.")
         raise typer.Exit(INTERRUPTED) from None
-    except StudyError as error:
-        _report(_open(str(error.run)), console)
-        raise
-    _report(run, console)
 
 
 @app.command()
@@ -109,17 +106,21 @@ def worker(
     artifacts: Annotated[str | None, ARTIFACTS] = None,
     base: Annotated[str | None, typer.Option(help="Where the search's base is on this machine.")] = None,
     data: Annotated[str | None, typer.Option(help="Where the search's data set is on this machine.")] = None,
+    force: Annotated[bool, FORCE] = False,
 ) -> None:
     """Help with a search from this machine: ask, train, score and tell, until there are enough trials.
 
     What is trained goes into the artifact store; the search that was begun confirms and reports.
     """
+    from bench.filesystem import refuse_network
     from bench.session import run_worker
 
     console = _console()
     if (place := _place(storage, artifacts)) is None:
         raise UsageError("--storage: say where the search's study is")
     command = command_of("default", {}, run, 0, console)
+    if file := _sqlite_file(storage):
+        refuse_network(file, command.say, force=force)
     try:
         run_worker(command, place, {"base": base, "data": data})
     except KeyboardInterrupt:
@@ -189,9 +190,31 @@ def train_one(
 
 
 @app.command()
-def report(run: Annotated[str, typer.Argument(help="A run's name or folder.")]) -> None:
-    """Write (again) the HTML report of a run."""
-    _report(_open(run), _console())
+def report(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of where it is.")] = False,
+) -> None:
+    """Write (again) the HTML report of a run, and its numbers as CSV, JSON and parquet: runs/NAME/data/."""
+    import reports.search
+    from bench.files import json_text
+    from reports.search_json import as_json as plain
+
+    found = _open(run)
+    if as_json:
+        print(json_text(plain(found, reports.search.write(found))), end="")
+    else:
+        _report(found, _console())
+
+
+@app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(help="That holds runs.", show_default=True)] = RUNS,
+) -> None:
+    """Write FOLDER/index.html: all runs in a folder, with filters, and links to their reports."""
+    import reports.index
+
+    console = _console()
+    console.print(f"Index: {reports.index.write(folder)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -331,6 +354,33 @@ def try_run(
 
     with suppress(KeyboardInterrupt):  # which the server may have taken for itself
         serve(easel, port, say)
+    console.print("Stopped.")
+
+
+@app.command()
+def dashboard(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    storage: Annotated[str | None, STORAGE] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 7862,
+) -> None:
+    """Open optuna-dashboard on a run's study: a local page, until Ctrl-C.
+
+    It is served to this machine alone, to whoever has the address that is printed. A study that several
+    machines share needs --storage, unless its address holds no password.
+    """
+    from contextlib import suppress
+
+    from bench.shared import place_of
+    from reports.dashboard import refuse_missing, serve
+
+    refuse_missing()
+    found, console = _open(run), _console()
+
+    def say(address: str) -> None:
+        console.print(f"Open {address}; Ctrl-C ends it.", markup=False, highlight=False, soft_wrap=True)
+
+    with suppress(KeyboardInterrupt), place_of(found, storage).opened() as opened:
+        serve(opened, found.metadata.name, port, say)
     console.print("Stopped.")
 
 
@@ -530,10 +580,44 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def _report(run: "Run", console: "Console") -> None:
+def _search(command: "Command") -> Path:
+    """Search, and write the report, of a study that came to nothing too; returns where the report is."""
+    from bench.session import run_search
+
+    try:
+        run = run_search(command)
+    except StudyError as error:
+        _report(_open(str(error.run)), command.console)
+        raise
+    return _report(run, command.console)
+
+
+def _search_live(command: "Command") -> None:
+    """The same, its report served while it grows."""
+    from dataclasses import replace
+
+    from reports.growing import Growing
+    from reports.served import served
+
+    growing = Growing()
+    with served(growing) as address:
+        command.say(f"Live report: {address}")
+        try:
+            file = _search(replace(command, follow=growing.follow))
+        except BenchError as error:
+            growing.end(f"The search has ended: {masked(str(error))}")
+            raise
+        else:
+            growing.end(f"The search has ended. This page is now {file}.")
+
+
+def _report(run: "Run", console: "Console") -> Path:
+    """Write it, and say where it is."""
     import reports.search
 
-    console.print(f"Report: {reports.search.write(run)}", markup=False, soft_wrap=True)
+    file = reports.search.write(run)
+    console.print(f"Report: {file}", markup=False, soft_wrap=True)
+    return file
 
 
 def _sides(names: list[str], flags: dict[str, str], console: "Console") -> tuple[list["Side"], Path]:

@@ -13,8 +13,7 @@ from bench.errors import UsageError
 def locked(path: Path, advice: str = "give another --name") -> Iterator[None]:
     """Raises UsageError, with that advice, if another process works on the run folder `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.parent / f".{path.name}.lock"
-    with held(file, f"{path}: another bench search is working on it; {advice}"):
+    with held(_file(path), f"{path}: another bench search is working on it; {advice}"):
         yield
 
 
@@ -30,3 +29,19 @@ def held(file: Path, busy: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process works on the run folder `path` now; makes no lock file."""
+    file = _file(path)
+    if not file.exists():
+        return False
+    try:
+        with held(file, ""):
+            return False
+    except (UsageError, OSError):  # held, or another user's
+        return True
+
+
+def _file(path: Path) -> Path:
+    return path.parent / f".{path.name}.lock"

@@ -42,6 +42,8 @@ from reports.page import policy as policy_for
 from reports.verdict import contests, verdict
 
 MakeRun = Callable[..., Run]
+LEADING = ("#", "winner/", "trials/", "confirm/", "base/", "real/", "data/", "run-a/", "run-b/")
+"""How links of pages may begin."""
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "input", "img", "br", "link", "hr"}
@@ -516,10 +518,7 @@ def test_pages_load_nothing_and_say_so_to_the_browser(make_run: MakeRun) -> None
         assert {tag for tag, attrs in page.tags if "src" in attrs} == {"img"}
         assert page.values("link", "href") == []
         for link in page.values("a", "href"):
-            assert (
-                link.startswith(("#", "winner/", "trials/", "confirm/", "base/", "real/", "run-a/", "run-b/"))
-                and ".." not in link
-            )
+            assert link.startswith(LEADING) and ".." not in link
         policy = next(value for value in page.values("meta", "content") if "default-src" in value)
         assert "default-src 'none'" in policy and "http" not in policy and "unsafe-eval" not in policy
 
