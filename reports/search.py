@@ -48,8 +48,8 @@ class Recommended(NamedTuple):
 
 
 def write(run: Run) -> Path:
-    """Write run.path/"report.html", the pages of its trials and of its floor, and data/ beside it; works for a
-    search in any state."""
+    """Write run.path/"report.html", and beside it data/ and the pages of trials and floor; works in any
+    state."""
     path = run.path / "report.html"
     exports.write(run)
     trial.write_pages(run)
