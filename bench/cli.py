@@ -142,9 +142,10 @@ def floor(
 ) -> None:
     """Measure how far scores differ by luck: the default config trained with several seeds, the base redrawn.
 
-    Writes runs/NAME/floor.json; a search of that name builds on these trainings.
+    Writes runs/NAME/floor.json and floor.html; a search of that name builds on these trainings.
     """
     import reports.floor
+    import reports.floor_page
     from bench.session import run_floor
 
     overrides = {"base": base, "data": data, "floor": seeds}
@@ -152,6 +153,7 @@ def floor(
     run = run_floor(command_of(space, overrides, name, seed, console))
     console.print(reports.floor.table(run))
     console.print(f"Floor: {run.path / 'floor.json'}", markup=False, soft_wrap=True)
+    console.print(f"Report: {reports.floor_page.write(run)}", markup=False, soft_wrap=True)
 
 
 @app.command("train")
