@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,12 +20,18 @@ if TYPE_CHECKING:
     from bench.run import Run
     from bench.session import Command
     from bench.shared import Place
+    from reports.show import ImageRow
 
 RUNS = Path("runs")
 BASE = "base"
 """The side that is the base model; a run of that name is given as a folder."""
 ADAPTER = ".safetensors"
 INTERRUPTED = 130
+PIPED = 10_000
+"""Characters of a line in a pipe or a file, at most."""
+
+RUN = typer.Argument(help="A run's name or folder.")
+JSON = typer.Option("--json", help="Print JSON instead of a table.")
 
 STORAGE = typer.Option(
     envvar="BENCH_STORAGE",
@@ -184,6 +190,59 @@ def train_one(
         console.print("Stopped. Run the same command to go on from the last checkpoint.")
         raise typer.Exit(INTERRUPTED) from None
     console.print(f"Adapter: {file}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("runs")
+def list_all(as_json: Annotated[bool, JSON] = False) -> None:
+    """List the runs of this folder: state, trials, winner, its gain over the default and the base, size.
+
+    A folder that is damaged, or no run, is a row that says so.
+    """
+    import reports.runs
+    from bench.files import json_text
+    from bench.listing import list_runs
+    from reports.outcome import outcome_of
+
+    console = _console()
+    found = [outcome_of(listed) for listed in list_runs(RUNS)]
+    if as_json:
+        print(json_text(reports.runs.as_json(found)), end="")
+    elif found:
+        console.print(reports.runs.table(found))
+    else:
+        console.print(f"No runs in {RUNS.absolute()}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("show")
+def show_run(
+    run: Annotated[str, RUN],
+    trial: Annotated[int | None, typer.Option(min=0, help="One trial, by its number.")] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Show a run here: the verdict, what is recommended, scores with errors, the best trials, failures, cost.
+
+    Images are drawn where the terminal can (kitty, iTerm2, WezTerm, Ghostty); else their paths are listed.
+    """
+    import reports.show
+    import reports.show_json
+    from bench.files import json_text
+    from reports.outcome import outcome
+
+    found, console = _open(run), _console()
+    if trial is not None:
+        record = reports.show.find_trial(found, trial)
+        if as_json:
+            print(json_text(reports.show_json.trial_as_json(record)), end="")
+            return
+        console.print(reports.show.show_trial(found, record))
+        _draw(reports.show.images_of_trial(found, record), console)
+        return
+    known = outcome(found)
+    if as_json:
+        print(json_text(reports.show_json.as_json(known)), end="")
+        return
+    console.print(reports.show.show(known))
+    _draw(reports.show.images_of_run(known), console)
 
 
 @app.command()
@@ -534,6 +593,20 @@ def _report(run: "Run", console: "Console") -> None:
     console.print(f"Report: {reports.search.write(run)}", markup=False, soft_wrap=True)
 
 
+def _draw(rows: Sequence["ImageRow"], console: "Console") -> None:
+    """Images in the terminal, or else where they are."""
+    from reports.show import image_caption, image_paths
+    from reports.terminal import escaped, protocol_of, strip
+
+    protocol = protocol_of(os.environ) if console.is_terminal else None
+    for row in rows:
+        image = strip(row.files) if protocol else None
+        console.print()
+        console.print(image_caption(row) if image else image_paths(row), soft_wrap=True)
+        if image and protocol:
+            console.file.write(escaped(image, protocol) + "\n")
+
+
 def _sides(names: list[str], flags: dict[str, str], console: "Console") -> tuple[list["Side"], Path]:
     """What the arguments of `compare` name, and the folder for the page."""
     from bench.run import file_digests
@@ -661,6 +734,10 @@ def _sqlite_file(storage: str | None) -> Path | None:
 
 
 def _console(stderr: bool = False) -> "Console":
+    """Where nobody looks at a terminal, lines are as long as they are: they can be searched and cut."""
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    console = Console(stderr=stderr)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPED
+    return console

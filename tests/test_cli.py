@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,7 @@ from bench.run import Run
 from reports import compare_json
 
 Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """`bench("search", …)` in tmp_path: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bench", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return int(exit_.value.code or 0), *capsys.readouterr()
-
-    return run
+"""The fixture `bench`."""
 
 
 @pytest.fixture
@@ -53,6 +38,8 @@ def test_flags_are_frozen() -> None:
         "worker": ["run", "storage", "artifacts", "base", "data"],
         "floor": ["space", "base", "data", "name", "seeds", "seed"],
         "train": ["config", "hub_model_id"],
+        "runs": ["as_json"],
+        "show": ["run", "trial", "as_json"],
         "report": ["run"],
         "compare": ["sides", "fail_on", "as_json", "space", "base", "data", "name"],
         "score": ["adapters", "weights", "as_json", "space", "base", "data", "name"],

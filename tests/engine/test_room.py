@@ -10,7 +10,8 @@ import pytest
 
 from bench.base import BaseModel
 from bench.errors import UsageError
-from bench.room import Done, Sizes, adapter_size, done_in, needed, size_text, sizes_of, usual
+from bench.files import size_text
+from bench.room import Done, Sizes, adapter_size, done_in, needed, sizes_of, usual
 from bench.run import Run, adapter_file
 from bench.session import Command, run_search
 from bench.space import load_space
