@@ -4,12 +4,14 @@ import base64
 import io
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Sketch, build_run
 from PIL import Image
 
 from bench import cli
@@ -25,19 +27,27 @@ Bench = Callable[..., tuple[int, str, str]]
 MakeRun = Callable[..., Run]
 
 
-@pytest.fixture
-def shelf(tmp_path: Path, make_run: MakeRun) -> Path:
-    """The folder runs/ with a run in every state, and folders that are none."""
-    make_run("runs/done", gain=0.5, prompts=12, training_seeds=3)
-    make_run("runs/default", winner="default")
-    make_run("runs/begun", ending="interrupted")
-    make_run("runs/fails", ending="failed", reason="\x1b[31mout of memory")
-    make_run("runs/empty", ending="empty")
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder runs/ with a run in every state, and folders that are none; not to be changed."""
+    folder = tmp_path_factory.mktemp("shelf")
+    build_run(folder / "done", Sketch(gain=0.5, prompts=12, training_seeds=3))
+    build_run(folder / "default", Sketch(winner="default"))
+    build_run(folder / "begun", Sketch(ending="interrupted"))
+    build_run(folder / "fails", Sketch(ending="failed", reason="\x1b[31mout of memory"))
+    build_run(folder / "empty", Sketch(ending="empty"))
     for name, text in (("torn", "{"), ("strange", '{"schema_version": 2}'), ("old", '{"schema_version": 1}')):
-        (tmp_path / "runs" / name).mkdir()
-        (tmp_path / "runs" / name / "run.json").write_text(text)
-    (tmp_path / "runs" / "photos").mkdir()
-    (tmp_path / "runs" / "compare-a-b.html").write_text("a page")
+        (folder / name).mkdir()
+        (folder / name / "run.json").write_text(text)
+    (folder / "photos").mkdir()
+    (folder / "compare-a-b.html").write_text("a page")
+    return folder
+
+
+@pytest.fixture
+def shelf(built: Path, tmp_path: Path) -> Path:
+    """The same as runs/ of the working directory."""
+    (tmp_path / "runs").symlink_to(built, target_is_directory=True)
     return tmp_path / "runs"
 
 
@@ -86,7 +96,9 @@ def test_a_row_says_what_the_report_says(bench: Bench, shelf: Path) -> None:
     assert set(data) <= documented(runs)
 
 
-def test_a_damaged_result_or_trial_is_a_row_too(shelf: Path) -> None:
+def test_a_damaged_result_or_trial_is_a_row_too(built: Path, tmp_path: Path) -> None:
+    shelf = tmp_path / "runs"
+    shutil.copytree(built, shelf)
     (shelf / "done" / "result.json").write_text('{"winner": 3}')
     (shelf / "begun" / "trials" / "0001" / "trial.json").write_text("[")
     data = json.loads((shelf / "default" / "run.json").read_text())
