@@ -4,12 +4,13 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
+from bench import completion
 from bench.errors import BenchError, MissingError, StudyError, UsageError
 from bench.secrets import mask_logs, masked
 
@@ -22,30 +23,40 @@ if TYPE_CHECKING:
     from bench.shared import Place
     from reports.show import ImageRow
 
-RUNS = Path("runs")
+F = TypeVar("F", bound=Callable[..., Any])
+RUNS = completion.RUNS
 BASE = "base"
 """The side that is the base model; a run of that name is given as a folder."""
-ADAPTER = ".safetensors"
+ADAPTER = completion.ADAPTER
 INTERRUPTED = 130
 PIPED = 10_000
 """Characters of a line in a pipe or a file, at most."""
 
-RUN = typer.Argument(help="A run's name or folder.")
+SEARCH, LOOK, USE, CARE = "Search", "Look", "Use", "Care for"
+"""Panels of the help."""
+
+RUN = typer.Argument(help="A run's name or folder.", autocompletion=completion.run_names)
+SPACE = typer.Option(help="A shipped space, or a .yaml file.", autocompletion=completion.space_names)
 JSON = typer.Option("--json", help="Print JSON instead of a table.")
 
+MACHINES = "Several machines"
+"""Panel of options."""
 STORAGE = typer.Option(
     envvar="BENCH_STORAGE",
     show_envvar=True,
     metavar="URL",
+    rich_help_panel=MACHINES,
     help="Of a database that several machines search through, such as postgresql://user@host/db.",
 )
-ARTIFACTS = typer.Option(help="Where they put what they train: a folder that all see, or s3://bucket.")
+ARTIFACTS = typer.Option(
+    rich_help_panel=MACHINES, help="Where they put what they train: a folder that all see, or s3://bucket."
+)
 
 app = typer.Typer(
     name="bench",
     help="Find the LoRA hyperparameters that really are better for your images, and prove it.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -54,12 +65,36 @@ data = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(data, name="data")
+app.add_typer(data, name="data", rich_help_panel=CARE)
 
 
-@app.command()
+def _verb(
+    panel: str | None, *examples: str, name: str | None = None, of: typer.Typer = app
+) -> Callable[[F], F]:
+    """A verb, in a panel of the help: its docstring, and examples with remarks after a #."""
+    shown = (line.partition("#") for line in examples)
+    coloured = (f"  [cyan]{command}[/cyan][dim]{hash_}{remark}[/dim]" for command, hash_, remark in shown)
+    epilog = "\n".join(["\b", "[bold]Examples[/bold]", *coloured])  # after \b lines stay as they are
+
+    def register(function: F) -> F:
+        paragraphs = (function.__doc__ or "").split("\n\n")
+        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        return of.command(name, rich_help_panel=panel, help=text, epilog=epilog)(function)
+
+    return register
+
+
+@_verb(
+    SEARCH,
+    "bench search  # the bundled base and data: minutes on two CPU cores",
+    "bench search --space smoke  # the whole path in under a minute",
+    "bench search --data my-images --name mine",
+    "bench search --space sdxl --data my-images --budget 2h",
+    "bench search --name mine --data my-images --trials 30  # go on, further",
+    "bench search --space my.yaml --yes --quiet",
+)
 def search(
-    space: Annotated[str, typer.Option(help="A shipped space, or a .yaml file.")] = "default",
+    space: Annotated[str, SPACE] = "default",
     base: Annotated[
         str | None, typer.Option(help="emoji-xl, a diffusers folder, a .safetensors checkpoint, or a Hub id.")
     ] = None,
@@ -75,10 +110,14 @@ def search(
     storage: Annotated[str | None, STORAGE] = None,
     artifacts: Annotated[str | None, ARTIFACTS] = None,
     executor: Annotated[
-        Literal["local", "ray"], typer.Option(help="Where trials run: this machine, or a Ray cluster.")
+        Literal["local", "ray"],
+        typer.Option(rich_help_panel=MACHINES, help="Where trials run: this machine, or a Ray cluster."),
     ] = "local",
     force: Annotated[
-        bool, typer.Option("--force", help="Keep an SQLite study even on a network file system.")
+        bool,
+        typer.Option(
+            "--force", rich_help_panel=MACHINES, help="Keep an SQLite study even on a network file system."
+        ),
     ] = False,
 ) -> None:
     """Search a space: train and score trials, confirm the best, write runs/NAME/report.html.
@@ -108,7 +147,10 @@ def search(
     _report(run, console)
 
 
-@app.command()
+@_verb(
+    SEARCH,
+    "bench worker mine --storage postgresql://user@host/db --artifacts /shared/bench",
+)
 def worker(
     run: Annotated[str, typer.Argument(help="The name of a search that was begun with --storage.")],
     storage: Annotated[str | None, STORAGE] = None,
@@ -134,9 +176,13 @@ def worker(
     console.print("There are enough trials.")
 
 
-@app.command()
+@_verb(
+    SEARCH,
+    "bench floor --seeds 10",
+    "bench floor --space my.yaml --name mine",
+)
 def floor(
-    space: Annotated[str, typer.Option(help="A shipped space, or a .yaml file.")] = "default",
+    space: Annotated[str, SPACE] = "default",
     base: Annotated[
         str | None, typer.Option(help="emoji-xl, a diffusers folder, a .safetensors checkpoint, or a Hub id.")
     ] = None,
@@ -159,7 +205,12 @@ def floor(
     console.print(f"Floor: {run.path / 'floor.json'}", markup=False, soft_wrap=True)
 
 
-@app.command("train")
+@_verb(
+    SEARCH,
+    "bench train --config training_config.yaml",
+    "bench train --config runs/mine/winner/training_config.yaml",
+    name="train",
+)
 def train_one(
     config: Annotated[Path, typer.Option(help="A training_config.yaml, of the guide or of a search.")],
     hub_model_id: Annotated[
@@ -192,7 +243,12 @@ def train_one(
     console.print(f"Adapter: {file}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command("runs")
+@_verb(
+    LOOK,
+    "bench runs",
+    "bench runs --json | jq '.runs[] | select(.verdict == \"WIN\")'",
+    name="runs",
+)
 def list_all(as_json: Annotated[bool, JSON] = False) -> None:
     """List the runs of this folder: state, trials, winner, its gain over the default and the base, size.
 
@@ -213,7 +269,13 @@ def list_all(as_json: Annotated[bool, JSON] = False) -> None:
         console.print(f"No runs in {RUNS.absolute()}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command("show")
+@_verb(
+    LOOK,
+    "bench show mine",
+    "bench show mine --trial 7",
+    "bench show mine --json | jq .recommended.config",
+    name="show",
+)
 def show_run(
     run: Annotated[str, RUN],
     trial: Annotated[int | None, typer.Option(min=0, help="One trial, by its number.")] = None,
@@ -245,23 +307,40 @@ def show_run(
     _draw(reports.show.images_of_run(known), console)
 
 
-@app.command()
-def report(run: Annotated[str, typer.Argument(help="A run's name or folder.")]) -> None:
+@_verb(
+    LOOK,
+    "bench report mine",
+)
+def report(run: Annotated[str, RUN]) -> None:
     """Write (again) the HTML report of a run."""
     _report(_open(run), _console())
 
 
-@app.command()
+@_verb(
+    LOOK,
+    "bench compare mine other base  # the winners of two searches, and the base",
+    "bench compare new old --fail-on loss  # in a script: exits with 1",
+    "bench compare base a.safetensors b.safetensors --space sdxl --data my-images",
+)
 def compare(
     sides: Annotated[
-        list[str], typer.Argument(help="Runs, adapter files (.safetensors) or base; 2 or more.")
+        list[str],
+        typer.Argument(
+            help="Runs, adapter files (.safetensors) or base; 2 or more.",
+            autocompletion=completion.side_names,
+        ),
     ],
     fail_on: Annotated[
         Literal["loss", "tie"] | None,
         typer.Option(help="Exit with 1 if the first loses against any other (tie: or does not win)."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    space: Annotated[str | None, typer.Option(help="Adapters: the space whose prompts are drawn.")] = None,
+    as_json: Annotated[bool, JSON] = False,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            help="Adapters: the space whose prompts are drawn.", autocompletion=completion.space_names
+        ),
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Adapters: another base than the space's.")] = None,
     data: Annotated[str | None, typer.Option(help="Adapters: another data set than the space's.")] = None,
     name: Annotated[str | None, typer.Option(help="Adapters: name of the run that keeps them.")] = None,
@@ -290,14 +369,24 @@ def compare(
         raise typer.Exit(1)
 
 
-@app.command()
+@_verb(
+    LOOK,
+    "bench score style.safetensors  # at the weights of the space",
+    "bench score outputs/ --weights 0.6,0.8,1 --space sdxl --data my-images",
+)
 def score(
     adapters: Annotated[
-        list[str], typer.Argument(help="LoRA files (.safetensors), or folders that a trainer wrote.")
+        list[str],
+        typer.Argument(
+            help="LoRA files (.safetensors), or folders that a trainer wrote.",
+            autocompletion=completion.adapter_names,
+        ),
     ],
     weights: Annotated[str | None, typer.Option(help="Such as 0.5,1; the space's if left out.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    space: Annotated[str, typer.Option(help="The space whose prompts are drawn.")] = "default",
+    as_json: Annotated[bool, JSON] = False,
+    space: Annotated[
+        str, typer.Option(help="The space whose prompts are drawn.", autocompletion=completion.space_names)
+    ] = "default",
     base: Annotated[str | None, typer.Option(help="Another base than the space's.")] = None,
     data: Annotated[str | None, typer.Option(help="Another data set than the space's.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run that keeps what was drawn.")] = None,
@@ -331,9 +420,15 @@ def score(
         _console().print(f"Report: {path}", markup=False, soft_wrap=True)
 
 
-@app.command("export")
+@_verb(
+    USE,
+    "bench export mine",
+    "bench export mine --as kohya",
+    "bench export mine --trial 7 --epoch 4",
+    name="export",
+)
 def export_run(
-    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    run: Annotated[str, RUN],
     layout: Annotated[
         Literal["both", "diffusers", "kohya"], typer.Option("--as", help="The layout of the file.")
     ] = "both",
@@ -358,9 +453,20 @@ def export_run(
         console.print(f"  {file.name}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command("try")
+@_verb(
+    USE,
+    "bench try mine",
+    "bench try style.safetensors --base emoji-xl --port 8000",
+    name="try",
+)
 def try_run(
-    run: Annotated[str, typer.Argument(help="A run's name or folder, or a LoRA file (.safetensors).")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run's name or folder, or a LoRA file (.safetensors).",
+            autocompletion=completion.run_or_adapter_names,
+        ),
+    ],
     base: Annotated[str | None, typer.Option(help="The base of a LoRA file; a run has its own.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 7860,
 ) -> None:
@@ -391,10 +497,18 @@ def try_run(
     console.print("Stopped.")
 
 
-@app.command()
+@_verb(
+    USE,
+    "bench push mine owner/name",
+    "bench push mine owner/name --public --yes",
+)
 def push(
     run: Annotated[
-        str, typer.Argument(help="A run's name or folder, exported before, or a training's output_dir.")
+        str,
+        typer.Argument(
+            help="A run's name or folder, exported before, or a training's output_dir.",
+            autocompletion=completion.run_names,
+        ),
     ],
     target: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The model on the Hub.")],
     public: Annotated[bool, typer.Option("--public", help="Let everyone see it.")] = False,
@@ -418,13 +532,17 @@ def push(
     console.print(f"Uploaded: {address}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@_verb(
+    CARE,
+    "bench speed",
+    "bench speed --space sdxl --json",
+)
 def speed(
-    space: Annotated[str, typer.Option(help="A shipped space, or a .yaml file.")] = "default",
+    space: Annotated[str, SPACE] = "default",
     base: Annotated[
         str | None, typer.Option(help="emoji-xl, a diffusers folder, a .safetensors checkpoint, or a Hub id.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Measure what a base does on this machine: trials alone and side by side, and how long a search takes.
 
@@ -444,9 +562,14 @@ def speed(
         console.print(reports.speed.table(found))
 
 
-@app.command("clean")
+@_verb(
+    CARE,
+    "bench clean mine --dry-run",
+    "bench clean mine",
+    name="clean",
+)
 def clean_run(
-    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    run: Annotated[str, RUN],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")] = False,
 ) -> None:
     """Remove images and adapters of failed, pruned and dominated trials, and what killed processes left.
@@ -467,11 +590,20 @@ def clean_run(
     _console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@_verb(
+    CARE,
+    "bench doctor",
+    "bench doctor mine --fix",
+)
 def doctor(
-    run: Annotated[str | None, typer.Argument(help="A run's name or folder, to be looked at too.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run's name or folder, to be looked at too.", autocompletion=completion.run_names
+        ),
+    ] = None,
     fix: Annotated[bool, typer.Option("--fix", help="Mend what can be mended of the run.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Look at the machine, the packages, the disk and the Hub, and at a run: what is wrong, and what to do.
 
@@ -494,12 +626,18 @@ def doctor(
         raise typer.Exit(1)
 
 
-@data.command("check")
+@_verb(
+    None,
+    "bench data check my-images",
+    "bench data check my-images --base stabilityai/stable-diffusion-xl-base-1.0 --strict",
+    name="check",
+    of=data,
+)
 def check_data(
     source: Annotated[str, typer.Argument(metavar="DIR", help="A folder, a bundled set, or a Hub id.")],
     base: Annotated[str, typer.Option(help="The base whose limits count.")] = "emoji-xl",
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if there is any warning.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Say what is wrong with pictures and captions, and write a contact sheet into runs/.
 
@@ -524,7 +662,13 @@ def check_data(
         raise typer.Exit(1)
 
 
-@data.command("caption")
+@_verb(
+    None,
+    "bench data caption my-images --trigger ohwx",
+    'bench data caption my-images --trigger ohwx --template "{caption}, in {trigger} style"',
+    name="caption",
+    of=data,
+)
 def caption_data(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the pictures.")],
     template: Annotated[
@@ -544,7 +688,12 @@ def caption_data(
     _console().print(reports.sharing.captions(found), markup=False, highlight=False, soft_wrap=True)
 
 
-@data.command("push")
+@_verb(
+    None,
+    "bench data push my-images owner/name",
+    name="push",
+    of=data,
+)
 def push_data(
     source: Annotated[str, typer.Argument(metavar="DIR", help="A folder, or a bundled set.")],
     target: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The new data set on the Hub.")],

@@ -15,6 +15,7 @@ from pydantic import AliasChoices, BaseModel
 
 from bench import cli, config, space
 from bench.scoring import metrics
+from bench.shipped import shipped_spaces
 
 FILE = Path(__file__).with_name("reference.md")
 NUMBERS = {"integer": "whole number", "number": "number"}
@@ -54,7 +55,7 @@ def reference() -> str:
 def _spaces() -> Iterator[str]:
     yield "## Spaces"
     yield (
-        f"A YAML file for `--space`; shipped are {_listed(space.shipped_spaces())}. "
+        f"A YAML file for `--space`; shipped are {_listed(shipped_spaces())}. "
         "Unknown keys are refused, and the known ones named."
     )
     yield _model(space.SearchSpace)
