@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.compare import Side
+    from bench.forecast import Forecast
     from bench.run import Run
     from bench.session import Command
     from bench.shared import Place
@@ -37,6 +38,7 @@ SEARCH, LOOK, USE, CARE = "Search", "Look", "Use", "Care for"
 
 RUN = typer.Argument(help="A run's name or folder.", autocompletion=completion.run_names)
 SPACE = typer.Option(help="A shipped space, or a .yaml file.", autocompletion=completion.space_names)
+QUIET = typer.Option("--quiet", "-q", help="Say nothing but errors, and what was written in the last line.")
 JSON = typer.Option("--json", help="Print JSON instead of a table.")
 
 MACHINES = "Several machines"
@@ -107,6 +109,9 @@ def search(
     new_run: Annotated[
         bool, typer.Option("--new-run", help="Begin name-2, name-3, … rather than go on with what is there.")
     ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a long search.")] = False,
+    quiet: Annotated[bool, QUIET] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what it came to as JSON.")] = False,
     storage: Annotated[str | None, STORAGE] = None,
     artifacts: Annotated[str | None, ARTIFACTS] = None,
     executor: Annotated[
@@ -122,7 +127,9 @@ def search(
 ) -> None:
     """Search a space: train and score trials, confirm the best, write runs/NAME/report.html.
 
-    The same command again goes on where it was interrupted, or with a higher --trials goes further.
+    The same command again goes on where it was interrupted, or with a higher --trials goes further. Before it
+    begins it says how long it will take, and on a terminal asks whether to go on if that is more than the
+    budget, or than an hour where there is none.
     """
     from dataclasses import replace
 
@@ -131,10 +138,16 @@ def search(
 
     overrides = {"base": base, "data": data, "trials": trials, "budget": budget}
     overrides |= {} if floor else {"floor": 0}
-    console = _console()
+    console = _console(as_json, quiet)
     try:
         command = command_of(space, overrides, name, seed, console)
-        command = replace(command, place=_place(storage, artifacts), executor=executor, is_new=new_run)
+        command = replace(
+            command,
+            place=_place(storage, artifacts),
+            executor=executor,
+            is_new=new_run,
+            on_forecast=_asks(command, yes),
+        )
         if file := _sqlite_file(storage):
             refuse_network(file, command.say, force=force)
         run = run_search(command)
@@ -142,9 +155,9 @@ def search(
         console.print("Stopped. Finished trials are kept: run the same command to go on.")
         raise typer.Exit(INTERRUPTED) from None
     except StudyError as error:
-        _report(_open(str(error.run)), console)
+        _end(_open(str(error.run)), as_json)
         raise
-    _report(run, console)
+    _end(run, as_json)
 
 
 @_verb(
@@ -157,6 +170,7 @@ def worker(
     artifacts: Annotated[str | None, ARTIFACTS] = None,
     base: Annotated[str | None, typer.Option(help="Where the search's base is on this machine.")] = None,
     data: Annotated[str | None, typer.Option(help="Where the search's data set is on this machine.")] = None,
+    quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Help with a search from this machine: ask, train, score and tell, until there are enough trials.
 
@@ -164,7 +178,7 @@ def worker(
     """
     from bench.session import run_worker
 
-    console = _console()
+    console = _console(quiet=quiet)
     if (place := _place(storage, artifacts)) is None:
         raise UsageError("--storage: say where the search's study is")
     command = command_of("default", {}, run, 0, console)
@@ -190,6 +204,7 @@ def floor(
     name: Annotated[str | None, typer.Option(help="Name of the run; the space's name if left out.")] = None,
     seeds: Annotated[int, typer.Option(min=2, max=1000, help="Trainings of the default config.")] = 5,
     seed: Annotated[int, typer.Option(min=0, max=2**30, help="As of the search.")] = 0,
+    quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Measure how far scores differ by luck: the default config trained with several seeds, the base redrawn.
 
@@ -199,10 +214,10 @@ def floor(
     from bench.session import run_floor
 
     overrides = {"base": base, "data": data, "floor": seeds}
-    console = _console()
+    console = _console(quiet=quiet)
     run = run_floor(command_of(space, overrides, name, seed, console))
     console.print(reports.floor.table(run))
-    console.print(f"Floor: {run.path / 'floor.json'}", markup=False, soft_wrap=True)
+    _wrote("Floor", run.path / "floor.json")
 
 
 @_verb(
@@ -222,6 +237,7 @@ def train_one(
             help="Upload the adapter to the Hub at the end, privately.",
         ),
     ] = None,
+    quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Train one LoRA as a training_config.yaml says, with checkpoints, into its output_dir.
 
@@ -231,7 +247,7 @@ def train_one(
     from bench.config import TrainingConfig
     from trainers.single import run_training
 
-    console = _console()
+    console = _console(quiet=quiet)
     try:
         asked = yaml.read(config, TrainingConfig)
         if hub_model_id is not None:
@@ -240,7 +256,7 @@ def train_one(
     except KeyboardInterrupt:
         console.print("Stopped. Run the same command to go on from the last checkpoint.")
         raise typer.Exit(INTERRUPTED) from None
-    console.print(f"Adapter: {file}", markup=False, highlight=False, soft_wrap=True)
+    _wrote("Adapter", file)
 
 
 @_verb(
@@ -313,7 +329,7 @@ def show_run(
 )
 def report(run: Annotated[str, RUN]) -> None:
     """Write (again) the HTML report of a run."""
-    _report(_open(run), _console())
+    _end(_open(run), as_json=False)
 
 
 @_verb(
@@ -344,6 +360,7 @@ def compare(
     base: Annotated[str | None, typer.Option(help="Adapters: another base than the space's.")] = None,
     data: Annotated[str | None, typer.Option(help="Adapters: another data set than the space's.")] = None,
     name: Annotated[str | None, typer.Option(help="Adapters: name of the run that keeps them.")] = None,
+    quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Say WIN, TIE or LOSS of the first against each other; write an HTML page.
 
@@ -356,14 +373,15 @@ def compare(
     from reports.compare_json import as_json as plain
 
     flags = {"space": space, "base": base, "data": data, "name": name}
-    found, folder = _sides(sides, {key: value for key, value in flags.items() if value}, _console(as_json))
+    console = _console(as_json, quiet)
+    found, folder = _sides(sides, {key: value for key, value in flags.items() if value}, console)
     comparisons = compare_all(found, found[0].run.space.select_by)
     path = reports.compare.write(found, comparisons, folder / reports.compare.file_name(found))
     if as_json:
         print(json_text(plain(found, comparisons, str(path))), end="")
     else:
-        _console().print(reports.compare.table(found, comparisons))
-        _console().print(f"Report: {path}", markup=False, soft_wrap=True)
+        console.print(reports.compare.table(found, comparisons))
+        _wrote("Report", path)
     fatal = {"loss": {"LOSS"}, "tie": {"LOSS", "TIE"}}.get(fail_on or "", set())
     if any(comparison.verdict in fatal for comparison in comparisons if comparison.a is found[0]):
         raise typer.Exit(1)
@@ -390,6 +408,7 @@ def score(
     base: Annotated[str | None, typer.Option(help="Another base than the space's.")] = None,
     data: Annotated[str | None, typer.Option(help="Another data set than the space's.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run that keeps what was drawn.")] = None,
+    quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Score LoRA files of any trainer at several weights, all checkpoints of a training; write an HTML page.
 
@@ -408,7 +427,8 @@ def score(
     for checkpoint in (checkpoint for each in series for checkpoint in each.checkpoints):
         read_adapter(checkpoint.file)
     overrides = {"base": base, "data": data, "weights": weights.split(",") if weights else None}
-    run, sheets = run_scores(command_of(space, overrides, name, 0, _console(as_json)), series)
+    console = _console(as_json, quiet)
+    run, sheets = run_scores(command_of(space, overrides, name, 0, console), series)
     sides = [*(adapter_side(run, sheet.best.label, sheet.name) for sheet in sheets), base_side(run)]
     comparisons = compare_all(sides, run.space.select_by)
     path = reports.score.write(sheets, sides, comparisons, run.path / reports.score.file_name(sheets))
@@ -416,8 +436,8 @@ def score(
         print(json_text(plain(sheets, sides, comparisons, str(path))), end="")
     else:
         over_base = reports.score.over_the_base(sides, comparisons)
-        _console().print(reports.score.table(sheets, over_base))
-        _console().print(f"Report: {path}", markup=False, soft_wrap=True)
+        console.print(reports.score.table(sheets, over_base))
+        _wrote("Report", path)
 
 
 @_verb(
@@ -736,10 +756,37 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def _report(run: "Run", console: "Console") -> None:
-    import reports.search
+def _asks(command: "Command", yes: bool) -> Callable[["Forecast"], None]:
+    """Says how long a search will take, and asks whether to go on if that is more than was asked for."""
 
-    console.print(f"Report: {reports.search.write(run)}", markup=False, soft_wrap=True)
+    def ask(found: "Forecast") -> None:
+        from reports.forecast import is_long, sentence
+
+        budget = command.space.budget
+        command.say(sentence(found, budget))
+        if is_long(found, budget) and not yes and sys.stdin.isatty():
+            if not typer.confirm("Go on?", default=True, err=True):
+                raise typer.Exit(1)
+
+    return ask
+
+
+def _end(run: "Run", as_json: bool) -> None:
+    """Of a search: its report, and what it came to."""
+    import reports.search
+    from bench.files import json_text
+    from reports.outcome import outcome, outcome_json
+
+    path = reports.search.write(run)
+    if as_json:
+        print(json_text({"schema_version": 1, **outcome_json(outcome(run)), "report": str(path)}), end="")
+    else:
+        _wrote("Report", path)
+
+
+def _wrote(what: str, path: Path) -> None:
+    """The last line of a verb, which --quiet leaves."""
+    _console().print(f"{what}: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _draw(rows: Sequence["ImageRow"], console: "Console") -> None:
@@ -882,11 +929,11 @@ def _sqlite_file(storage: str | None) -> Path | None:
     return Path(file.partition("?")[0]) if scheme.partition("+")[0] == "sqlite" else None
 
 
-def _console(stderr: bool = False) -> "Console":
+def _console(stderr: bool = False, quiet: bool = False) -> "Console":
     """Where nobody looks at a terminal, lines are as long as they are: they can be searched and cut."""
     from rich.console import Console
 
-    console = Console(stderr=stderr)
+    console = Console(stderr=stderr, quiet=quiet)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPED
     return console

@@ -30,10 +30,11 @@ from bench.encoding import crops_note, encode
 from bench.errors import BenchError, DeviceError, MismatchError, TrialError, UsageError
 from bench.fit import find_fit
 from bench.fleet import Fleet, count_devices, shared_threads
+from bench.forecast import Forecast, forecast
 from bench.lock import locked
 from bench.packs import Attach, Crew, Packs, Progress, Trainer, describe
 from bench.prior import with_prior
-from bench.progress import show_progress
+from bench.progress import paused, show_progress
 from bench.prompts import Prompt, fingerprint, held_out_prompts, probe_prompts, scored_text
 from bench.room import check_room, sizes_of
 from bench.run import NAME, Metadata, PromptRecord, Run, Split, adapter_label, start_adapter, write_images
@@ -100,6 +101,8 @@ class Command:
     """Where the child processes are."""
     place: Place | None = None
     """Of a study that others work on too."""
+    on_forecast: Callable[[Forecast], None] | None = None
+    """Told how long a search will take before it begins; may raise so that it does not."""
 
     @property
     def say(self) -> Callable[[str], None]:
@@ -153,6 +156,9 @@ def run_search(command: Command) -> Run:
     with database_errors(), at_work(command, space.name, is_search=True) as (run, crew):
         confirmation = Confirmation(run=run, packs=crew)
         with _shared(run, command.place) as shared:
+            if command.on_forecast and (found := forecast(run, crew)):
+                with paused(crew.progress):
+                    command.on_forecast(found)
             study = Study(run=run, packs=crew, reserve=confirmation.units, shared=shared)
             study.search(space.trials, space.budget)
             confirmation.confirm(lambda: study.seconds)
