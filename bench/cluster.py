@@ -12,9 +12,12 @@ from typing import Any, Literal
 
 import torch
 
+from bench.cache import cache_folder
 from bench.errors import MissingError, one_line
-from bench.workers import Gone, Load, Pipeline, work
+from bench.workers import OFFLINE, Gone, Load, Pipeline, work
 
+SAME = ("BENCH_CACHE_LIMIT", "HF_HOME", "HF_HUB_CACHE", "OMP_WAIT_POLICY")
+"""Variables that a child has as its parent; others are those of its node."""
 POLL = 1.0
 """Seconds after which it is seen that an actor has ended."""
 
@@ -88,7 +91,8 @@ class Actor:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": here}  # which does not end with a child's node
         self._told, self._heard = Queue(actor_options=options), Queue(actor_options=options)
-        actor = ray.remote(_Child).options(scheduling_strategy="SPREAD", max_restarts=0, **self.need)
+        apart = {"scheduling_strategy": "SPREAD", "max_restarts": 0, "runtime_env": {"env_vars": variables()}}
+        actor = ray.remote(_Child).options(**apart, **self.need)
         self._actor = actor.remote()
         self._end = self._actor.work.remote(_Queues(self._told, self._heard), str(Path.cwd()))
         self._told.put((load, self._threads))
@@ -133,6 +137,12 @@ class Actor:
         except Exception as error:  # whatever Ray says has become of it
             return f"its actor ended: {one_line(error)[:200]}"
         return "its actor ended"
+
+
+def variables() -> dict[str, str]:
+    """What a child's environment has of ours, whatever its node's has."""
+    same = {name: os.environ[name] for name in SAME if name in os.environ}
+    return same | OFFLINE | {"BENCH_CACHE": str(cache_folder().absolute())}
 
 
 class _Child:

@@ -4,6 +4,7 @@ It knows configurations and scores, neither folders nor models, so that a search
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,13 @@ from bench.secrets import masked
 from bench.space import SearchSpace
 
 End = Literal["complete", "pruned", "failed"]
+REMOTE = (
+    ("grpc", "RpcError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("boto3.exceptions", "Boto3Error"),
+)
+"""Modules of extras, and the base of their errors."""
 Sampling = Callable[[int, int], optuna.samplers.BaseSampler]
 """Seed and number of random trials at the start -> a sampler."""
 
@@ -143,6 +151,10 @@ class Searcher:
             return False
         return True
 
+    def withdraw(self, label: str) -> None:
+        """Take back a trial that was asked and has not begun: it counts no more."""
+        self.study.tell(self._running.pop(label), state=TrialState.FAIL)
+
     def running_ids(self) -> list[int]:
         """Of the storage."""
         return [trial._trial_id for trial in list(self._running.values())]
@@ -199,20 +211,29 @@ def open_study(file: Path, name: str, space: SearchSpace) -> optuna.Study:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """What goes wrong with the database of a study later is the machine's fault: one BenchError."""
+    """What goes wrong with a study's database or artefacts later is the machine's fault: one BenchError."""
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError) as error:
+    except _faults() as error:
+        what = "artefacts" if type(error).__module__.startswith("boto") else "database"
         reason = one_line(_cause(error))
         raise BenchError(
-            f"the study's database: {reason}; finished trials are kept: run it again when mended"
+            f"the study's {what}: {reason}; finished trials are kept: run it again when mended"
         ) from None
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """Errors of a database; of a proxy and of buckets too, if their libraries are in use."""
+    used = [(sys.modules[module], name) for module, name in REMOTE if module in sys.modules]
+    return SQLAlchemyError, StorageInternalError, *(getattr(module, name) for module, name in used)
 
 
 def _cause(error: BaseException) -> Exception:
     """What the database itself said."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if callable(details := getattr(error, "details", None)):  # of gRPC
+        return Exception(details())
     original = getattr(error, "orig", None)
     return original if isinstance(original, Exception) else Exception(str(error))
 

@@ -192,7 +192,8 @@ def run_worker(command: Command, place: Place, overrides: Mapping[str, Any]) -> 
     if they are not what it searches.
     """
     name = _checked_name(command.name or "")
-    theirs = shared_metadata(place, name)
+    with database_errors():
+        theirs = shared_metadata(place, name)
     space = resolve(SearchSpace.model_validate(theirs.space), overrides)
     if theirs.slots_reason:
         space = space.model_copy(update={"slots": "auto"})

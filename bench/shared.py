@@ -15,7 +15,6 @@ import zipfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from itertools import count
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -31,8 +30,7 @@ from optuna.artifacts import (
 )
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage, fail_stale_trials
-from optuna.storages._heartbeat import BaseHeartbeat
+from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
@@ -45,7 +43,10 @@ from bench.searcher import Searcher, new_study
 SCORES = "scores at "
 """Attribute of a trial, with the epoch: its scores by metric name."""
 ALIVE = "alive"
-"""Attribute of a trial: a number that is another with each sign of life."""
+"""Attribute of a trial: a text that is another with each sign of life.
+
+It has no date, so that no clock must be right; and unlike Optuna's heartbeat it goes through a proxy too.
+"""
 LABEL = re.compile(r"\d{4,9}")
 RETRIED = "retried"
 """Attribute of a trial that another was given up for."""
@@ -55,6 +56,8 @@ RECORD = "shared.json"
 """File of a run that works on a shared study: where that is, and by which name this run is known there."""
 DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
 BUCKET = "s3://"
+PATIENCE = 10.0
+"""Seconds in which a proxy must answer."""
 Store = Boto3ArtifactStore | FileSystemArtifactStore
 
 
@@ -98,18 +101,12 @@ class Place:
     def _storage(self) -> BaseStorage:
         if self.url.startswith("grpc://"):
             return self._proxy()
-        # Experimental for years, and meant for `optimize`, whose part `pulse` and `refresh` take here.
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")
         url = self._address()
         try:
             url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
             return RDBStorage(
                 url.render_as_string(hide_password=False),
                 engine_kwargs={"connect_args": {"timeout": 60}} if url.drivername == "sqlite" else {},
-                heartbeat_interval=self.heartbeat,
-                grace_period=self.grace,
-                heartbeat_stale_trial_callback=_try_again,
             )
         except (ImportError, NoSuchModuleError):
             raise MissingError(
@@ -123,7 +120,15 @@ class Place:
         url = self._address()
         if url.username or url.password or not url.host:
             raise UsageError(f"{self.shown}: cannot be used: give grpc://host:port, without a login")
-        return GrpcStorageProxy(host=url.host, port=url.port or 13000)
+        warnings.simplefilter("ignore", ExperimentalWarning)  # for years
+        try:
+            storage = GrpcStorageProxy(host=url.host, port=url.port or 13000)
+            storage.wait_server_ready(PATIENCE)
+        except ImportError:
+            raise MissingError(f"{self.shown}: gRPC is not installed: pip install 'bench[grpc]'") from None
+        except ConnectionError:
+            raise UsageError(f"{self.shown}: cannot be used: nothing answers") from None
+        return storage
 
     def store(self) -> Store:
         """Where artefacts go."""
@@ -159,8 +164,8 @@ class Shared:
     """See Place."""
     heartbeat: int
     """See Place."""
-    _waited: dict[tuple[int, Any], float] = field(default_factory=dict, init=False)
-    """Signs of life of trials -> since when they are known, by the clock of this process."""
+    _signs: dict[int, tuple[Any, float]] = field(default_factory=dict, init=False)
+    """Of trials by their ids: the last sign of life, and since when it is known, by this process's clock."""
 
     # Trials of others
 
@@ -181,7 +186,6 @@ class Shared:
 
     def refresh(self, searcher: Searcher) -> None:
         """Give up trials that show no life, and take in what others have scored."""
-        fail_stale_trials(self.study)
         self._give_up_silent()
         for trial in self._trials():
             if trial.user_attrs.get("owner") not in (self.owner, None):
@@ -191,19 +195,25 @@ class Shared:
                         searcher.scored_elsewhere(label, epoch, scores)
 
     def _give_up_silent(self) -> None:
-        """Trials of others whose sign of life has not changed for long, by the clock of this process.
-
-        Optuna waits for ever for one that never gave any, and behind its proxy for all.
-        """
+        """Trials of others whose sign of life has not changed for long, by the clock of this process."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            sign = trial._trial_id, trial.user_attrs.get(ALIVE)
-            since = self._waited.setdefault(sign, time.monotonic())
-            is_mine = trial.user_attrs.get("owner") == self.owner
-            if is_mine or time.monotonic() - since < self.grace:
+            if trial.user_attrs.get("owner") == self.owner or self._silence(trial) < self.grace:
                 continue
             with suppress(UpdateFinishedTrialError):  # others look too
                 if self.study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL):
                     _try_again(self.study, trial)
+
+    def _silence(self, trial: FrozenTrial) -> float:
+        """Seconds since its last sign of life was first seen here; it may never have given one."""
+        now, sign = time.monotonic(), trial.user_attrs.get(ALIVE)
+        known, since = self._signs.get(trial._trial_id, (sign, now))
+        self._signs[trial._trial_id] = sign, since if sign == known else now
+        return now - self._signs[trial._trial_id][1]
+
+    def is_surplus(self, trial: optuna.Trial, num_trials: int) -> bool:
+        """Whether so many were asked before it: two who ask at once may both have seen that one is left."""
+        asked = sorted(each.number for each in self._trials() if _counts(each))
+        return trial.number in asked[num_trials:]
 
     def given_up(self) -> set[str]:
         """Labels of trials that others have given up."""
@@ -292,12 +302,7 @@ class Shared:
 
         Where that fails it is said, once until it succeeds again, and tried again.
         """
-        storage, over, numbers = self.study._storage, Event(), count()
-
-        def give(trial: int) -> None:
-            if isinstance(storage, BaseHeartbeat) and storage.get_heartbeat_interval():
-                storage.record_heartbeat(trial)
-            storage.set_trial_user_attr(trial, ALIVE, next(numbers))
+        storage, over = self.study._storage, Event()
 
         def beat() -> None:
             failed, pause = False, 0
@@ -305,7 +310,7 @@ class Shared:
                 try:
                     for trial in running():
                         with suppress(UpdateFinishedTrialError):  # which is seen when it ends
-                            give(trial)
+                            storage.set_trial_user_attr(trial, ALIVE, uuid.uuid4().hex)
                     failed = False
                 except Exception as error:  # whatever it is, the next may succeed
                     if not failed:

@@ -72,15 +72,26 @@ class Study:
             running = len(self._searcher.running)
             to_come = (left + running / 2) * self._typical + self.reserve
             self.packs.progress.total(self.packs.done + to_come)
-            yield self._job(*self._ask())
+            if asked := self._ask(num_trials):
+                yield self._job(*asked)
 
-    def _ask(self) -> tuple[str, TrialConfig]:
-        """In a study of its own the next free number, in a shared one that which the study gives."""
+    def _ask(self, num_trials: int) -> tuple[str, TrialConfig] | None:
+        """In a study of its own the next free number, in a shared one that which the study gives.
+
+        None if others have asked for the last at the same moment.
+        """
         if self.shared:
-            self.shared.refresh(self._searcher)
-            return self._searcher.ask_numbered()
+            return self._ask_shared(self.shared, num_trials)
         label = next(f"{number:04d}" for number in count() if self._is_free(number))
         return label, self._searcher.ask(label)
+
+    def _ask_shared(self, shared: Shared, num_trials: int) -> tuple[str, TrialConfig] | None:
+        shared.refresh(self._searcher)
+        label, config = self._searcher.ask_numbered()
+        if shared.is_surplus(self._searcher.trial_of(label), num_trials):
+            self._searcher.withdraw(label)
+            return None
+        return label, config
 
     @property
     def _num_asked(self) -> int:

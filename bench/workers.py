@@ -35,6 +35,8 @@ from bench.secrets import mask_logs, masked
 from bench.space import Sampler
 
 COMMAND = "from bench.workers import main; main()"
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+"""With which a worker asks the Hub for nothing and shows it no token: its parent has fetched all."""
 PAUSE = 0.2
 """Seconds between two messages that only say how much work was done."""
 
@@ -203,18 +205,14 @@ def _ending(code: int) -> str:
 
 
 def environment(number: int, variables: Mapping[str, str]) -> dict[str, str]:
-    """What differs for the worker of a device: it sees that device alone, and finds modules as its parent.
-
-    It asks the Hub for nothing, and shows it no token: its parent has fetched what there is to fetch.
-    """
+    """What differs for the worker of a device: it sees that device alone, and finds modules as its parent."""
     visible = variables.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else []
     name = names[number].strip() if number < len(names) else str(number)
     return {
         "CUDA_VISIBLE_DEVICES": name,
         "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        **OFFLINE,
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from bench.scoring.metrics import Score
-from reports.wording import MISSING, number, plus_minus
+from reports.wording import MISSING, clipped, number, plus_minus, short
 
 COLOURS = {
     "base": "#8a8f98",
@@ -20,6 +20,7 @@ COLOURS = {
 SYMBOLS = {"base": "square", "default": "diamond", "winner": "star", "sampled": "circle"}
 NAMES = {"sampled": "trials", "default": "default config"}
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+MAX_TICKS = 6
 ERRORS = 2
 """Standard errors to each side of a gain where no interval is known."""
 
@@ -62,6 +63,8 @@ class Mark(NamedTuple):
     y: float
     x_stderr: float
     y_stderr: float
+    key: str = ""
+    """Of the card that is shown for it; empty if there is none."""
 
 
 class Tradeoff(NamedTuple):
@@ -75,9 +78,31 @@ class History(NamedTuple):
     title: str
     titles: list[str]
     kinds: list[str]
+    keys: list[str]
     values: list[float]
     best: list[float]
     base: float | None
+
+
+class Slice(NamedTuple):
+    """Scores against one parameter."""
+
+    name: str
+    y_title: str
+    values: list[float | str]
+    scores: list[float]
+    kinds: list[str]
+    keys: list[str]
+    is_log: bool
+    base: float | None
+
+
+class Prediction(NamedTuple):
+    """Scores of the same trials at a rung and at the end."""
+
+    x_title: str
+    y_title: str
+    marks: list[Mark]
 
 
 class EpochLine(NamedTuple):
@@ -133,7 +158,7 @@ class Difference(NamedTuple):
     verdict: str
 
 
-def gains(x_title: str, rows: list[Gain], bands: list[Band]) -> go.Figure:
+def gains(x_title: str, rows: list[Gain], bands: list[Band], zero: str = "base") -> go.Figure:
     """Gain over the base of each confirmed candidate with its line, and the noise floor."""
     figure = go.Figure()
     for band in bands:
@@ -155,7 +180,7 @@ def gains(x_title: str, rows: list[Gain], bands: list[Band]) -> go.Figure:
             marker={"size": 13, "color": COLOURS[row.kind], "symbol": SYMBOLS[row.kind]},
             hovertemplate="%{y}<extra></extra>",
         )
-    _base_line(figure)
+    _base_line(figure, zero)
     figure.update_xaxes(title=x_title)
     ends = [end for row in rows for end in (row.low, row.high)]
     ends += [end for band in bands for end in (band.low, band.high)]
@@ -169,11 +194,11 @@ def _line(row: Gain | Difference, at: float) -> dict[str, Any]:
     return {"array": [row.high - at], "arrayminus": [at - row.low], "thickness": 3, "width": 7}
 
 
-def _base_line(figure: go.Figure) -> None:
+def _base_line(figure: go.Figure, text: str = "base") -> None:
     figure.add_vline(
         x=0,
         line={"color": COLOURS["base"], "width": 2, "dash": "dot"},
-        annotation={"text": "base", "yanchor": "bottom", "y": 1},
+        annotation={"text": text, "yanchor": "bottom", "y": 1},
     )
 
 
@@ -292,6 +317,7 @@ def _marks(kind: str, marks: list[Mark]) -> dict[str, Any]:
     hover = "<b>%{text}</b><br>%{x:.4f} ± %{error_x.array:.4f}"
     hover += "<br>%{y:.4f} ± %{error_y.array:.4f}<extra></extra>"
     return {
+        **_card([mark.key for mark in marks], hover),
         "x": [mark.x for mark in marks],
         "y": [mark.y for mark in marks],
         "error_x": {"array": [mark.x_stderr for mark in marks], **faint},
@@ -300,8 +326,12 @@ def _marks(kind: str, marks: list[Mark]) -> dict[str, Any]:
         "name": NAMES.get(kind, kind),
         "mode": "markers",
         "marker": _marker(kind),
-        "hovertemplate": hover,
     }
+
+
+def _card(keys: list[str], otherwise: str) -> dict[str, Any]:
+    """What a point shows when it is pointed at: the page's card of that key, or a line of text."""
+    return {"customdata": keys, "hoverinfo": "none"} if all(keys) else {"hovertemplate": otherwise}
 
 
 def _marker(kind: str) -> dict[str, Any]:
@@ -329,7 +359,7 @@ def history(data: History) -> go.Figure:
                 mode="markers",
                 marker=_marker(kind),
                 name=NAMES.get(kind, kind),
-                hovertemplate="%{text}: %{y:.4f}<extra></extra>",
+                **_card([data.keys[index] for index in at], "%{text}: %{y:.4f}<extra></extra>"),
             )
     if data.base is not None:
         figure.add_hline(
@@ -340,6 +370,47 @@ def history(data: History) -> go.Figure:
     figure.update_xaxes(title="scored points in the order of the search", rangemode="tozero")
     figure.update_yaxes(title=data.title)
     return laid_out(figure, height=380)
+
+
+def sliced(data: Slice) -> go.Figure:
+    """Every scored point at its value of one parameter."""
+    figure = go.Figure()
+    for kind in ("sampled", "default", "winner"):
+        at = [index for index, found in enumerate(data.kinds) if found == kind]
+        if at:
+            figure.add_scatter(
+                x=[data.values[index] for index in at],
+                y=[data.scores[index] for index in at],
+                mode="markers",
+                marker=_marker(kind) | {"opacity": 0.85},
+                **_card([data.keys[index] for index in at], "%{x}: %{y:.4f}<extra></extra>"),
+            )
+    if data.base is not None:
+        figure.add_hline(y=data.base, line={"color": COLOURS["base"], "dash": "dot", "width": 1.5})
+    kind = "category" if isinstance(data.values[0], str) else "log" if data.is_log else "linear"
+    figure.update_xaxes(title=data.name.replace("_", " "), type=kind, nticks=5)
+    distinct = sorted({value for value in data.values if not isinstance(value, str)})
+    if kind == "category":
+        names = sorted({str(value) for value in data.values})
+        texts = [html.escape(clipped(name)) for name in names]
+        figure.update_xaxes(categoryorder="category ascending", tickvals=names, ticktext=texts)
+    elif len(distinct) <= MAX_TICKS:
+        figure.update_xaxes(tickvals=distinct, ticktext=[short(value) for value in distinct])
+    elif data.is_log:
+        figure.update_xaxes(dtick=1, tickformat="~e")
+    figure.update_yaxes(title=data.y_title, nticks=5)
+    return laid_out(figure, height=250, legend=False)
+
+
+def predicted(data: Prediction) -> go.Figure:
+    """One mark a trial: its score at a rung and at the end."""
+    figure = go.Figure()
+    for kind in ("sampled", "default", "winner"):
+        if marks := [mark for mark in data.marks if mark.kind == kind]:
+            figure.add_scatter(**_marks(kind, marks))
+    figure.update_xaxes(title=data.x_title)
+    figure.update_yaxes(title=data.y_title)
+    return laid_out(figure, height=340)
 
 
 def importances(shares: dict[str, float]) -> go.Figure:
@@ -362,23 +433,29 @@ def importances(shares: dict[str, float]) -> go.Figure:
     return laid_out(figure, height=100 + 38 * len(names), legend=False)
 
 
-def losses(curves: list[Curve]) -> go.Figure:
-    """Smoothed training loss, one line a trial."""
+def losses(
+    curves: list[Curve],
+    x_title: str = "training step",
+    y_title: str = "training loss, smoothed",
+    *,
+    markers: bool = False,
+) -> go.Figure:
+    """One line a trial."""
     figure = go.Figure()
     for curve in sorted(curves, key=lambda curve: curve.kind != "sampled"):
         faint = curve.kind == "sampled"
         figure.add_scatter(
             x=curve.steps,
             y=curve.losses,
-            mode="lines",
+            mode="lines+markers" if markers else "lines",
             name=html.escape(curve.title),
             line={"color": COLOURS[curve.kind], "width": 1.2 if faint else 2.6},
             opacity=0.6 if faint else 1,
             showlegend=not faint,
-            hovertemplate="step %{x}: %{y:.4f}",
+            hovertemplate=f"{x_title} %{{x}}: %{{y:.4f}}",
         )
-    figure.update_xaxes(title="training step")
-    figure.update_yaxes(title="training loss, smoothed")
+    figure.update_xaxes(title=x_title)
+    figure.update_yaxes(title=y_title)
     return laid_out(figure, height=380)
 
 

@@ -2,9 +2,11 @@
 
 import base64
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -42,6 +44,8 @@ class Column(NamedTuple):
 class Thumbnail(NamedTuple):
     uri: str
     pixelated: bool
+    href: str = ""
+    """Of the image in full size, from the folder of the page; empty where that is not known."""
 
 
 class Cell(NamedTuple):
@@ -71,17 +75,19 @@ def grid(
     order: list[int],
     share: float = 1.0,
     at_a_glance: int = NUM_AT_A_GLANCE,
+    page: Path | None = None,
 ) -> Grid:
     """Rows for prompts in `order`, until this grid's share of the page is full.
 
-    The images of the first `at_a_glance` stand in the page twice.
+    The images of the first `at_a_glance` stand in the page twice. From the folder `page` thumbnails lead to
+    the images in full size.
     """
     rows: list[PromptRow] = []
     seeds = min((len(prompt.seeds) for prompt in prompts), default=0)
     left = MAX_CHARACTERS * share
     for index in order[:MAX_PROMPTS]:
-        cells = [_cell(column, index, seeds) for column in columns]
-        cells += [_real(run, prompts[index])] if prompts[index].real is not None else []
+        cells = [_cell(column, index, seeds, page) for column in columns]
+        cells += [_real(run, prompts[index], page)] if prompts[index].real is not None else []
         row = PromptRow(prompts[index].text, cells)
         size = sum(len(image.uri) for cell in row.cells for image in cell.thumbnails if image)
         left -= 2 * size if len(rows) < at_a_glance else size
@@ -99,16 +105,24 @@ def column(title: str, kind: str, folders: list[Path], metric: str) -> Column:
     return Column(title, kind, image_files(found[0]) if found else [], means)
 
 
-def thumbnail(path: Path) -> Thumbnail | None:
-    """A data URI; None where there is no readable image."""
+def thumbnail(path: Path, page: Path | None = None) -> Thumbnail | None:
+    """A data URI, with the way to the file from the folder `page`; None where there is no readable image."""
+    picture = read_picture(path)
+    if picture is None:
+        return None
+    found = thumbnail_of(picture)
+    return found._replace(href=quote(os.path.relpath(path, page))) if page else found
+
+
+def read_picture(path: Path) -> Image.Image | None:
+    """RGB; None where there is no readable image."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
-                picture = image.convert("RGB")
+                return image.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
-    return thumbnail_of(picture)
 
 
 def thumbnail_of(picture: Image.Image) -> Thumbnail:
@@ -117,22 +131,38 @@ def thumbnail_of(picture: Image.Image) -> Thumbnail:
     small = max(picture.size) <= SMALL_PIXELS
     if not small:
         picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
+    return Thumbnail(_uri(picture, lossless=small, quality=100 if small else 82), small)
+
+
+def sheet(files: list[Path], pixels: int) -> str:
+    """A data URI of several images in a row, each as high as `pixels` at most; empty without an image."""
+    pictures = [picture for file in files if (picture := read_picture(file))]
+    if not pictures:
+        return ""
+    side = min(pixels, max(pictures[0].size))
+    row = Image.new("RGB", (side * len(pictures), side))
+    for index, picture in enumerate(pictures):
+        row.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (index * side, 0))
+    return _uri(row, lossless=False, quality=78)
+
+
+def _uri(picture: Image.Image, *, lossless: bool, quality: int) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", lossless=small, quality=100 if small else 82)
-    text = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Thumbnail(f"data:image/webp;base64,{text}", small)
+    picture.save(buffer, "WEBP", lossless=lossless, quality=quality)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def _cell(column: Column, index: int, seeds: int) -> Cell:
+def _cell(column: Column, index: int, seeds: int, page: Path | None) -> Cell:
     files = column.images[index * seeds : (index + 1) * seeds][:MAX_SEEDS]
     value = column.values[index] if index < len(column.values) else None
-    return Cell(column.title, column.kind, [thumbnail(file) for file in files] or [None], value)
+    return Cell(column.title, column.kind, [thumbnail(file, page) for file in files] or [None], value)
 
 
-def _real(run: Run, prompt: PromptRecord) -> Cell:
+def _real(run: Run, prompt: PromptRecord, page: Path | None) -> Cell:
     """The true picture; a name that leads out of the run folder is not followed."""
     image = None
     if prompt.real is not None:
         path = (run.path / prompt.real).resolve()
-        image = thumbnail(path) if path.is_relative_to(run.path.resolve()) else None
+        folder = page.resolve() if page else None
+        image = thumbnail(path, folder) if path.is_relative_to(run.path.resolve()) else None
     return Cell("real picture", "real", [image], None)

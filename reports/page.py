@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -16,19 +17,28 @@ from plotly.offline import get_plotlyjs
 from bench import __version__
 from bench.secrets import masked
 from reports import wording
+from reports.cards import Card
 
+SCRIPTS = ("page.js", "viewer.js", "cards.js", "parallel.js")
+EMPTY: Mapping[str, Card] = {}
 CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:; "
+    "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob: 'self' file:; "
     "base-uri 'none'; form-action 'none'"
 )
 """Scripts run that are known by their hash, no others: text that was not escaped could not run. Figures style
-themselves; blob: is for their own "download as an image" button."""
+themselves; blob: is for their own "download as an image" button. Images in full size lie beside the page."""
 
 
-def render(template: str, *, figures: dict[str, Figure | None], **context: Any) -> str:
-    """The page; `figures` are shown where the template names their fixed id."""
+def render(
+    template: str,
+    *,
+    figures: dict[str, Figure | None],
+    cards: Mapping[str, Card] = EMPTY,
+    **context: Any,
+) -> str:
+    """The page; `figures` are shown where the template names their fixed id, `cards` at their points."""
     data = {name: json.loads(masked(plotly.io.to_json(figure))) for name, figure in figures.items() if figure}
-    return environment().get_template(template).render(figures=data, **context)
+    return environment().get_template(template).render(figures=data, cards=_plain(cards), **context)
 
 
 @cache
@@ -52,7 +62,7 @@ def environment() -> Environment:
         "trial_name": wording.trial_name,
         "capital": wording.capital,
     }
-    script, plotly_script = _text("page.js"), get_plotlyjs()
+    script, plotly_script = "\n".join(map(_text, SCRIPTS)), get_plotlyjs()
     environment.globals |= {
         "policy": policy(script, plotly_script),
         "css": Markup(_text("page.css")),
@@ -67,6 +77,13 @@ def policy(*scripts: str) -> str:
     """That lets a page run these scripts and load nothing."""
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     return CONTENT_SECURITY_POLICY.format(scripts=" ".join(f"'sha256-{digest}'" for digest in digests))
+
+
+def _plain(cards: Mapping[str, Card]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads(
+        masked(json.dumps({k: c._asdict() for k, c in cards.items()}))
+    )
+    return found
 
 
 def _shown(value: Any) -> Any:

@@ -1,23 +1,23 @@
 """Parallel coordinates: one line a scored point through every parameter that varied.
 
-plotly's own trace for this needs WebGL and `eval`, which the page forbids; plain lines do it here.
+plotly's own trace for this needs WebGL and `eval`, which the page forbids; lines of the page do it here, and
+its script lets a reader narrow every axis down.
 """
 
-import html
 import math
 from typing import NamedTuple
 
-import plotly.graph_objects as go
-
 from bench.scoring.metrics import METRICS
 from bench.space import Parameters, modules_to_text
-from reports.figures import COLOURS, laid_out
+from reports.cards import key_of
 from reports.trials import Point, scored
-from reports.wording import number, short
+from reports.wording import clipped, number, short
 
 LOW, HIGH = (138, 155, 173), (213, 94, 0)
 """From grey to the winner's colour: the stronger, the better."""
 MAX_TICKS = 6
+WIDTH, HEIGHT, TOP, LEFT, RIGHT = 1000, 300, 44, 16, 60
+"""Of the drawing, in its own units; the lines' part is HEIGHT high."""
 
 
 class Axis(NamedTuple):
@@ -30,61 +30,55 @@ class Axis(NamedTuple):
 
 class Line(NamedTuple):
     title: str
+    key: str
+    """Of the card that is shown for it."""
     heights: list[float]
     strength: float
     """Its rank: 0 for the worst score, 1 for the best; one failure must not make all others look alike."""
+
+    @property
+    def colour(self) -> str:
+        channels = (round(low + self.strength * (high - low)) for low, high in zip(LOW, HIGH, strict=True))
+        return "rgb({}, {}, {})".format(*channels)
 
 
 class Parallel(NamedTuple):
     axes: list[Axis]
     lines: list[Line]
+    """The strongest last, on top."""
+
+    def x(self, index: int) -> float:
+        """Of an axis in the drawing."""
+        return LEFT + index * (WIDTH - LEFT - RIGHT) / (len(self.axes) - 1)
+
+    def y(self, height: float) -> float:
+        return TOP + (1 - height) * HEIGHT
+
+    def path(self, line: Line) -> str:
+        return " ".join(f"{self.x(i):.1f},{self.y(height):.1f}" for i, height in enumerate(line.heights))
 
 
-def parallel(points: list[Point], metric: str) -> Parallel:
-    """Axes for the parameters that differ between scored points, and one for the score."""
+def parallel(points: list[Point], metric: str) -> Parallel | None:
+    """Axes for the parameters that differ between scored points, and one for the score; None if none do."""
     known = scored(points, metric)
+    if not known:
+        return None
     axes = [axis for name in Parameters.model_fields if (axis := _axis(name, known))]
     values = [point.value(metric) for point in known]
-    score = _numeric(METRICS[metric].label, values, log=False)
+    score = _numeric("score", values, log=False)
     strengths = _ranks([METRICS[metric].sign * value for value in values])
     axes.append(score)
     lines = [
         Line(
             f"{point.title}: {number(values[index])}",
+            key_of(point),
             [axis.heights[index] for axis in axes],
             strengths[index],
         )
         for index, point in enumerate(known)
     ]
-    return Parallel(axes, lines)
-
-
-def figure(data: Parallel) -> go.Figure:
-    """The strongest colour on top."""
-    figure = go.Figure()
-    places = list(range(len(data.axes)))
-    for line in sorted(data.lines, key=lambda line: line.strength):
-        figure.add_scatter(
-            x=places,
-            y=line.heights,
-            mode="lines",
-            line={"color": _mixed(line.strength), "width": 1 + 2 * line.strength},
-            opacity=0.35 + 0.65 * line.strength,
-            text=[html.escape(line.title)] * len(places),
-            hovertemplate="%{text}<extra></extra>",
-        )
-    for place, axis in enumerate(data.axes):
-        figure.add_vline(x=place, line={"color": COLOURS["base"], "width": 1})
-        for height, text in axis.ticks:
-            label = html.escape(text)
-            figure.add_annotation(x=place, y=height, text=label, showarrow=False, xanchor="left", xshift=3)
-    names = [html.escape(axis.name.replace("_", " ")) for axis in data.axes]
-    names[-1] = "<b>score</b>"
-    figure.update_xaxes(tickvals=places, ticktext=names, side="top", showgrid=False, zeroline=False)
-    figure.update_xaxes(range=[-0.15, len(places) - 0.4])
-    figure.update_yaxes(visible=False, range=[-0.06, 1.06])
-    figure = laid_out(figure, height=400, legend=False)
-    return figure.update_layout(margin={"l": 20, "t": 40, "b": 10})
+    lines.sort(key=lambda line: line.strength)
+    return Parallel(axes, lines) if len(axes) > 1 else None
 
 
 def _axis(name: str, points: list[Point]) -> Axis | None:
@@ -112,7 +106,7 @@ def _categories(name: str, values: list[str]) -> Axis | None:
     if len(known) < 2:
         return None
     height = {value: index / (len(known) - 1) for index, value in enumerate(known)}
-    shown = [(height[value], value if len(value) < 20 else value[:18] + "…") for value in known]
+    shown = [(height[value], clipped(value)) for value in known]
     return Axis(name, shown, [height[value] for value in values])
 
 
@@ -125,8 +119,3 @@ def _numeric(name: str, values: list[float], *, log: bool) -> Axis:
         known = [known[0], known[-1]]
     ticks = [((scale(value) - low) / span, short(value)) for value in known]
     return Axis(name, ticks, [(scale(value) - low) / span for value in values])
-
-
-def _mixed(strength: float) -> str:
-    channels = (round(low + strength * (high - low)) for low, high in zip(LOW, HIGH, strict=True))
-    return "rgb({}, {}, {})".format(*channels)

@@ -11,8 +11,9 @@ from reports import checkpoints, choice, figures, memorization, preservation, ta
 from reports.checkpoints import Checkpoints
 from reports.memorization import Memorization
 from reports.preservation import Preservation
+from reports.tracks import Track, tracks
 from reports.verdict import Contests, winner_of
-from reports.wording import axis_title, direction, model_name
+from reports.wording import axis_title, direction, model_name, plus_minus, span
 
 STAGES = (
     ("search: one training, dev prompts", "circle-open", "sampled"),
@@ -28,8 +29,19 @@ class Gains(NamedTuple):
     rows: list[figures.Gain]
 
 
+class Lead(NamedTuple):
+    """The winner minus the default in one tested metric."""
+
+    heading: tables.Heading
+    verdict: str
+    difference: str
+    interval: str
+    track: Track
+
+
 class Proof(NamedTuple):
     confirmed: tables.Confirmed
+    leads: list[Lead]
     choices: list[choice.ChoiceRow]
     regret: str
     checkpoints: Checkpoints | None
@@ -43,12 +55,23 @@ def prove(run: Run, result: Result, found: Contests, base: dict[str, Score]) -> 
     """`base` are the base model's scores on the test prompts."""
     return Proof(
         confirmed=tables.confirmed(result, base, found.over_base),
+        leads=[_lead(row) for row in found.over_default.metrics] if found.over_default else [],
         choices=choice.rows(result),
         regret=choice.regret(run, result).sentence(winner_of(result)),
         checkpoints=checkpoints.checkpoints(result),
         memorization=memorization.panel(run, result, base),
-        preservation=preservation.panel(run, result),
+        preservation=preservation.panel(result),
         bands=bands(result, result.select_by, found),
+    )
+
+
+def _lead(row: MetricComparison) -> Lead:
+    return Lead(
+        heading=tables.heading(row.metric, row.a),
+        verdict=str(row.verdict),
+        difference=plus_minus(row.mean, row.stderr, signed=True),
+        interval=span(row.low, row.high),
+        track=tracks([row])[0],
     )
 
 

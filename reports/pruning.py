@@ -1,10 +1,15 @@
 """What was pruned, and whether scores at rungs, and of fewer sampler steps, can be trusted: in sentences."""
 
+import plotly.graph_objects as go
+
 from bench.pruning import is_control
 from bench.run import Agreement, Result, Run, TrialRecord, epoch_folder, read_evaluation, was_cleaned
 from bench.scoring.metrics import METRICS
 from bench.scoring.statistics import rank_correlation
-from reports.wording import number, plural
+from reports import figures
+from reports.cards import key_of
+from reports.trials import Point, scored
+from reports.wording import capital, number, plural, trial_name
 
 MIN_TRIALS = 3
 """Fewer have no rank correlation worth a word."""
@@ -19,6 +24,26 @@ def sentences(run: Run, result: Result | None) -> list[str]:
         *_agreement(run, result),
         *_cleaned(trials),
     ]
+
+
+def prediction(run: Run, points: list[Point]) -> go.Figure | None:
+    """Scores at the first rung against those at the last, of the trials that have both."""
+    metric, rungs = METRICS[run.space.select_by], run.space.rungs
+    first = {p.label: p for p in scored(points, metric.name) if p.epoch == rungs[0]}
+    last = {p.label: p for p in scored(points, metric.name) if p.epoch == rungs[-1]}
+    both = [label for label in first if label in last] if len(rungs) > 1 else []
+    if len(both) < MIN_TRIALS:
+        return None
+    marks = []
+    for label in both:
+        early, end = first[label].scores[metric.name], last[label].scores[metric.name]
+        kind = "winner" if "winner" in (first[label].kind, last[label].kind) else last[label].kind
+        named = capital(trial_name(label))
+        marks.append(
+            figures.Mark(named, kind, early.value, end.value, early.stderr, end.stderr, key_of(last[label]))
+        )
+    titles = [f"{metric.label}<br>after {plural(rung, 'epoch')}" for rung in (rungs[0], rungs[-1])]
+    return figures.predicted(figures.Prediction(titles[0], titles[1], marks))
 
 
 def _cleaned(trials: list[TrialRecord]) -> list[str]:

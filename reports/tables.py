@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.compare import Comparison
+from bench.compare import Comparison, MetricComparison
 from bench.run import Candidate, Metadata, Result, Run
 from bench.scoring.alignment import hessel, percent
 from bench.scoring.metrics import INCEPTION, JUDGE, METRICS, QUALITY, Score
 from bench.space import SearchSpace
+from reports.cards import key_of, page_of
 from reports.trials import Point
 from reports.verdict import failures, winner_of
 from reports.wording import (
@@ -61,8 +62,8 @@ class Model(NamedTuple):
     kind: str
     """`base`, `default`, `winner` or `sampled`: decides the colour."""
     scores: dict[str, Score]
-    verdicts: dict[str, str]
-    """Tested metric -> WIN, TIE or LOSS against the base."""
+    tested: dict[str, MetricComparison]
+    """Tested metric -> its comparison with the base."""
     failed: str = ""
     """That some of its trainings failed; empty if none did."""
 
@@ -111,6 +112,10 @@ class TrialCell(NamedTuple):
 
 class TrialRow(NamedTuple):
     kind: str
+    key: str
+    """Of the point's card."""
+    page: str
+    """Of the trial, from the run folder."""
     cells: list[TrialCell]
     reason: str
 
@@ -146,9 +151,9 @@ def models(
     found = [Model("Base model", "base", base, {})] if base else []
     for candidate in ranked(result):
         comparison = (over_base or {}).get(candidate.label)
-        verdicts = {row.metric: str(row.verdict) for row in comparison.metrics} if comparison else {}
+        tested = {row.metric: row for row in comparison.metrics} if comparison else {}
         name, kind = model_name(candidate.label), kind_of(candidate, result)
-        found.append(Model(name, kind, candidate.scores, verdicts, failures(candidate)))
+        found.append(Model(name, kind, candidate.scores, tested, failures(candidate)))
     return found
 
 
@@ -209,10 +214,12 @@ def score_cell(name: str, model: Model) -> ScoreCell:
     score = model.scores.get(name)
     if score is None:
         return ScoreCell(MISSING, "", "", "", "")
+    row = model.tested.get(name)
+    gain, stderr = (row.mean, row.stderr) if row else (score.gain, score.gain_stderr)
     return ScoreCell(
         text=plus_minus(score.value, score.stderr),
-        gain="" if score.gain is None else plus_minus(score.gain, score.gain_stderr, signed=True),
-        verdict=model.verdicts.get(name, ""),
+        gain="" if gain is None else plus_minus(gain, stderr, signed=True),
+        verdict=str(row.verdict) if row else "",
         caution=score.caution or "",
         note=clip_scales(score.value) if name == "clip_score" else "",
     )
@@ -252,7 +259,7 @@ def _trial_row(point: Point, searched: list[str], heads: list[Heading]) -> Trial
         text = plus_minus(score.value, score.stderr) if score else MISSING
         cells.append(TrialCell(text, str(score.value) if score and score.value is not None else ""))
     cells.append(TrialCell(duration(point.seconds), str(point.seconds or "")))
-    return TrialRow(point.kind, cells, point.reason or "")
+    return TrialRow(point.kind, key_of(point), page_of(point.label), cells, point.reason or "")
 
 
 def origins(metadata: Metadata) -> list[tuple[str, str]]:

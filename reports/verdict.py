@@ -9,6 +9,7 @@ from bench.compare import Comparison, MetricComparison, Outcome, base_side, cand
 from bench.errors import BenchError
 from bench.run import Candidate, Result, Run
 from bench.scoring.metrics import METRICS, Metric, Score, title
+from reports.tracks import Track, tracks
 from reports.trials import Point, best, scored
 from reports.wording import capital, direction, plural, plus_minus, span, trial_name
 
@@ -23,6 +24,8 @@ class Fact(NamedTuple):
     note: str
     verdict: str = ""
     """WIN, TIE or LOSS, where it is a difference."""
+    track: Track | None = None
+    """Its interval beside the noise floor, all facts on one scale."""
 
 
 class Contests(NamedTuple):
@@ -40,6 +43,8 @@ class Verdict(NamedTuple):
     headline: str
     detail: str
     facts: list[Fact]
+    lead: str = ""
+    """By how much, in a sentence."""
 
 
 def verdict(run: Run, result: Result | None, points: list[Point], found: Contests | None = None) -> Verdict:
@@ -102,7 +107,23 @@ def _finished(result: Result, found: Contests) -> Verdict:
         *against,
         _evidence(won, score),
     ]
-    return Verdict(tone, headline, " ".join(text for text in detail if text), _facts(won, metric, found))
+    facts = _facts(won, metric, found)
+    return Verdict(
+        tone, headline, " ".join(text for text in detail if text), facts, _lead(won, metric, found)
+    )
+
+
+def _lead(won: Candidate, metric: Metric, found: Contests) -> str:
+    """The gains, where there are any to speak of."""
+    shown = {"the default config": found.over_default, "the base model": found.over_base.get(won.label)}
+    gains = [
+        f"{plus_minus(comparison.main.mean, comparison.main.stderr, signed=True)} over {name}"
+        for name, comparison in shown.items()
+        if comparison and comparison.main and comparison.verdict == "WIN"
+    ]
+    judge = found.over_default.judge if found.over_default else None
+    agrees = ", and a second network agrees" if judge and judge.verdict == "WIN" else ""
+    return f"{metric.label}: {' and '.join(gains)}{agrees}." if gains else ""
 
 
 def _headline(won: Candidate, found: Contests) -> tuple[str, str, str]:
@@ -149,20 +170,23 @@ def _evidence(won: Candidate, score: Score) -> str:
 
 def _facts(won: Candidate, metric: Metric, found: Contests) -> list[Fact]:
     score, base = won.scores[metric.name], found.over_base.get(won.label)
-    facts = [Fact("confirmed score", plus_minus(score.value, score.stderr), "± is one standard error")]
-    for label, comparison in (("against the default", found.over_default), ("against the base", base)):
-        if comparison and comparison.main:
-            facts.append(_fact(label, comparison.main, comparison.verdict))
+    known = [
+        (label, comparison.main, comparison.verdict)
+        for label, comparison in (("against the default", found.over_default), ("against the base", base))
+        if comparison and comparison.main
+    ]
     judged = [c for c in (found.over_default, base) if c and c.judge]
     if judged and judged[0].judge:
         label = "default" if judged[0] is found.over_default else "base"
-        facts.append(_fact(f"the judge, against the {label}", judged[0].judge, judged[0].judge.verdict))
-    return facts
+        known.append((f"the judge, against the {label}", judged[0].judge, judged[0].judge.verdict))
+    drawn = tracks([row for _, row, _ in known])
+    facts = [Fact("confirmed score", plus_minus(score.value, score.stderr), "± is one standard error")]
+    return facts + [_fact(*entry, track) for entry, track in zip(known, drawn, strict=True)]
 
 
-def _fact(label: str, row: MetricComparison, outcome: Outcome) -> Fact:
+def _fact(label: str, row: MetricComparison, outcome: Outcome, track: Track) -> Fact:
     decided = plus_minus(row.mean, row.stderr, signed=True)
-    return Fact(label, decided, f"95 %: {span(row.low, row.high)}", outcome)
+    return Fact(label, decided, f"95 %: {span(row.low, row.high)}", outcome, track)
 
 
 def _unfinished(run: Run, points: list[Point], found: Point) -> Verdict:

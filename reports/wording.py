@@ -54,6 +54,11 @@ def short(value: float) -> str:
     return f"{value:.1e}" if 0 < abs(value) < 0.01 else f"{value:.3g}"
 
 
+def clipped(text: str, length: int = 20) -> str:
+    """Its beginning, where it is too long for a figure."""
+    return text if len(text) < length else text[: length - 2] + "…"
+
+
 def source_name(source: str) -> str:
     """A base or data set in a heading: of a path its last part, else the whole."""
     return source.rstrip("/").rsplit("/", 1)[-1] if source.startswith(("/", ".", "~")) else source

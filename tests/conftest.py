@@ -44,6 +44,7 @@ from bench.space import SearchSpace
 sys.path.insert(0, str(Path(__file__).parent))
 
 from hub import Hub, serving  # noqa: E402
+from servers import serving_bucket, serving_proxy  # noqa: E402
 
 Ending = Literal["finished", "interrupted", "failed", "empty"]
 BASE_VALUES = {
@@ -124,6 +125,20 @@ def hub() -> Iterator[Hub]:
     """A stand-in of the Hub on this machine; see `hub.py`."""
     with serving() as hub:
         yield hub
+
+
+@pytest.fixture
+def proxy(tmp_path: Path) -> Iterator[str]:
+    """URL of Optuna's proxy of an SQLite file in tmp_path, in a process of its own."""
+    with serving_proxy(tmp_path / "proxied.db") as (url, _):
+        yield url
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of a bucket of a stand-in of S3 on this machine."""
+    with serving_bucket(monkeypatch) as url:
+        yield url
 
 
 def build_run(path: Path, sketch: Sketch) -> Run:

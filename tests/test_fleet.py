@@ -210,6 +210,23 @@ def test_a_run_that_cannot_be_opened_is_not_tried_for_ever(tmp_path: Path) -> No
         Work(tmp_path, *[dying] * 9)
 
 
+def test_a_first_device_that_never_opens_the_run_is_said_though_others_wait() -> None:
+    def dying(worker: Puppet) -> Words:
+        yield "dying", "no memory is left"
+
+    def joining(worker: Puppet) -> Words:
+        yield ("metadata",)
+
+    first, second = Puppet(*[dying] * 3), Puppet(joining)
+    second.number = 1
+    progress = PlainProgress(Console(file=io.StringIO()))
+    fleet = Fleet([first, second], progress, join=JOINED)  # type: ignore[list-item]
+    with pytest.raises(DeviceError, match="^device 0: no memory is left$"):
+        fleet.start()
+    fleet.close()
+    assert first.given_up and not second.given_up
+
+
 def test_what_is_wrong_with_a_run_that_is_opened_is_raised_as_it_is(tmp_path: Path) -> None:
     def refusing(worker: Puppet) -> Words:
         yield "broke", UsageError("data: no such folder")

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import itertools
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -21,11 +22,24 @@ from bench.run import Run, adapter_label, read_json, start_adapter, write_json
 from bench.scoring.metrics import METRICS, title
 from bench.series import Checkpoint, Series
 from bench.sheet import read_sheet
+from reports import (
+    cards,
+    course,
+    failures,
+    images,
+    parallel,
+    pruning,
+    search,
+    slices,
+    tracks,
+    trials,
+    wording,
+)
 from reports import compare as compare_report
-from reports import images, parallel, search, trials, wording
 from reports import score as score_report
+from reports.gallery import Gallery, gallery
 from reports.page import policy as policy_for
-from reports.verdict import verdict
+from reports.verdict import contests, verdict
 
 MakeRun = Callable[..., Run]
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -260,9 +274,71 @@ def test_parallel_axes_leave_out_what_never_varied(make_run: MakeRun) -> None:
     points = trials.read_points(make_run())
     flat = [point._replace(config=point.config.model_copy(update={"dropout": 0.0})) for point in points]
     data = parallel.parallel(flat, "similarity")
+    assert data is not None
     assert "dropout" not in [axis.name for axis in data.axes]
     assert all(0 <= height <= 1 for line in data.lines for height in line.heights)
     assert max(line.strength for line in data.lines) == 1
+
+
+def test_cards_hold_what_is_known_of_a_point(make_run: MakeRun) -> None:
+    run = make_run()
+    points = trials.read_points(run)
+    found = cards.cards(run, points)
+    assert list(found) == [cards.key_of(point) for point in points if point.scores]
+    card = found["0002@4"]
+    assert (card.title, card.href) == ("Trial 2, epoch 4", "trials/0002/trial.html")
+    assert card.sheet.startswith("data:image/webp;base64,")
+    assert dict(card.settings)["rank"] == wording.settings(points[0].config)["rank"]
+
+
+def test_slices_are_of_parameters_that_varied(make_run: MakeRun) -> None:
+    run = make_run()
+    points = trials.scored(trials.read_points(run), "similarity")
+    found = slices.slices(run, points, {})
+    for name in run.space.distributions:
+        assert (name in found) == (len({str(getattr(point.config, name)) for point in points}) > 1)
+    drawn = [list(trace.y) for trace in found["learning_rate"].data]
+    assert sorted(sum(drawn, [])) == sorted(point.value("similarity") for point in points)
+
+
+def test_the_expected_best_is_the_mean_over_all_draws() -> None:
+    values = [0.3, 0.1, 0.7, 0.2]
+    draws = itertools.product(values, repeat=3)
+    assert course.expected_best(values, 3) == pytest.approx(np.mean([max(draw) for draw in draws]))
+
+
+def test_what_a_longer_search_would_add_is_said_beside_the_floor(make_run: MakeRun) -> None:
+    run = make_run(trials=8)
+    found = course.longer(run, run.result(), trials.read_points(run))
+    assert found is not None and found.half == found.trials // 2 and found.added >= 0
+    assert "noise floor" in " ".join(found.sentences)
+    assert course.longer(run, None, trials.read_points(run)[:3]) is None
+
+
+def test_rungs_are_held_against_the_end(make_run: MakeRun) -> None:
+    run = make_run(trials=8)
+    figure = pruning.prediction(run, trials.read_points(run))
+    rungs = run.space.rungs
+    assert (figure is not None) == (len(rungs) > 1)
+
+
+def test_failures_are_grouped_by_their_reason(make_run: MakeRun) -> None:
+    (found,) = failures.failures(make_run(ending="failed"))
+    assert found.reason == "loss is NaN at step 12" and len(found.trials) == 6
+    assert found.trials[0] == ("trial 0", "trials/0000/trial.html")
+
+
+def test_tracks_share_a_scale_and_turn_right_for_better(make_run: MakeRun) -> None:
+    run = make_run(gain=0.2, prompts=12)
+    result = run.result()
+    assert result is not None
+    comparison = contests(run, result).over_default
+    assert comparison is not None
+    rows = {row.metric: row for row in comparison.metrics}
+    found = tracks.tracks([rows["similarity"], replace(rows["similarity"], metric="kd")])
+    assert found[0].zero == found[1].zero and found[0].mean > found[0].zero > found[1].mean
+    for track in found:
+        assert 0 <= track.low <= track.mean <= track.high <= 100
 
 
 @pytest.mark.parametrize(
@@ -292,13 +368,49 @@ def test_headings_show_of_a_path_the_last_part(source: str, name: str) -> None:
 # Images
 
 
+def shown_of(run: Run) -> Gallery:
+    found = gallery(run, run.result(), trials.read_points(run))
+    assert found is not None
+    return found
+
+
 def test_images_stand_beside_the_picture_of_their_prompt(make_run: MakeRun) -> None:
     run = make_run()
-    shown = search.images(run, run.result(), trials.read_points(run))
-    assert shown is not None and len(shown.rows) == 6
+    shown = shown_of(run).groups[0].grid
+    assert len(shown.rows) == 6
     titles = [cell.title for cell in shown.rows[0].cells]
     assert titles == ["base model", "default config", "trial 2", "real picture"]
     assert [len(cell.thumbnails) for cell in shown.rows[0].cells] == [2, 2, 2, 1]
+
+
+def test_probes_are_shown_by_kind_beside_the_base(make_run: MakeRun) -> None:
+    found = shown_of(make_run())
+    kinds = {group.key: len(group.grid.rows) for group in found.groups}
+    assert kinds == {"held-out": 6, "training": 1, "altered": 1, "style": 1, "unrelated": 3}
+    titles = [cell.title for cell in found.groups[2].grid.rows[0].cells]
+    assert titles == ["base model", "default config", "trial 2"]
+
+
+def test_prompts_of_several_concepts_are_groups_of_their_own(make_run: MakeRun) -> None:
+    run = make_run()
+    data = read_json(run.path / "run.json")
+    for index, prompt in enumerate(data["prompts"]["test"]):
+        prompt["concept"] = ("cats", "dogs")[index % 2]
+    write_json(run.path / "run.json", data)
+    titles = [group.title for group in shown_of(Run.open(run.path)).groups]
+    assert titles[:2] == ["Held-out captions of cats", "Held-out captions of dogs"]
+
+
+def test_thumbnails_lead_to_the_image_in_full_size(make_run: MakeRun) -> None:
+    run = make_run()
+    links = [
+        shown.href
+        for row in shown_of(run).groups[0].grid.rows
+        for cell in row.cells
+        for shown in cell.thumbnails
+        if shown
+    ]
+    assert links and all((run.path / link).is_file() for link in links)
 
 
 def test_large_images_are_scaled_down_and_small_ones_kept(tmp_path: Path) -> None:
@@ -318,8 +430,7 @@ def test_unreadable_images_and_names_that_lead_out_leave_a_gap(make_run: MakeRun
     data["prompts"]["test"][1]["real"] = "../secret.webp"
     write_json(run.path / "run.json", data)
     run = Run.open(run.path)
-    shown = search.images(run, run.result(), [])
-    assert shown is not None
+    shown = shown_of(run).groups[0].grid
     assert shown.rows[0].cells[0].thumbnails[0] is None
     assert shown.rows[1].cells[-1].thumbnails == [None]
     assert page_of(run).open == []
@@ -330,9 +441,9 @@ def test_the_page_stays_small_with_many_large_images(
 ) -> None:
     run = make_run(trials=3, prompts=8)
     heavy = images.Thumbnail("data:image/webp;base64," + "A" * 300_000, False)
-    monkeypatch.setattr(images, "thumbnail", lambda path: heavy)
-    shown = search.images(run, run.result(), [])
-    assert shown is not None and 0 < len(shown.rows) < 8
+    monkeypatch.setattr(images, "thumbnail", lambda path, page=None: heavy)
+    shown = shown_of(run).groups[0].grid
+    assert 0 < len(shown.rows) < 8
     assert search.write(run).stat().st_size < 15_000_000
 
 
@@ -404,7 +515,11 @@ def test_pages_load_nothing_and_say_so_to_the_browser(make_run: MakeRun) -> None
     for page in pages(make_run):
         assert {tag for tag, attrs in page.tags if "src" in attrs} == {"img"}
         assert page.values("link", "href") == []
-        assert all(link.startswith(("#", "winner/")) for link in page.values("a", "href"))
+        for link in page.values("a", "href"):
+            assert (
+                link.startswith(("#", "winner/", "trials/", "confirm/", "base/", "real/"))
+                and ".." not in link
+            )
         policy = next(value for value in page.values("meta", "content") if "default-src" in value)
         assert "default-src 'none'" in policy and "http" not in policy and "unsafe-eval" not in policy
 

@@ -276,23 +276,9 @@ def test_preservation_is_non_inferiority_in_words(make_run: MakeRun, value: floa
     assert preservation.sentence(won).startswith(words)
 
 
-def test_probes_are_shown_by_kind_beside_the_base(make_run: MakeRun) -> None:
-    run = make_run()
-    found = preservation.panel(run, finished(run))
-    assert found is not None
-    assert [(strip.kind, len(strip.grid.rows)) for strip in found.strips] == [
-        ("training", 1),
-        ("altered", 1),
-        ("style", 1),
-        ("unrelated", 3),
-    ]
-    titles = [cell.title for cell in found.strips[1].grid.rows[0].cells]
-    assert titles == ["base model", "default config", "trial 2"]
-
-
 def test_without_probes_there_is_no_preservation(make_run: MakeRun) -> None:
     run = make_run(probes=False)
-    assert preservation.panel(run, finished(run)) is None
+    assert preservation.panel(finished(run)) is None
     assert "What happened to everything else?" not in text_of(run)
 
 

@@ -26,9 +26,15 @@
       if (!box || !window.Plotly) continue;
       const figure = JSON.parse(source.textContent);
       figure.layout.template = template();
-      Plotly.react(box, figure.data, figure.layout, { responsive: true, displaylogo: false, displayModeBar: false });
+      Plotly.react(box, figure.data, figure.layout, { displaylogo: false, displayModeBar: false });
+      sizes.observe(box);
     }
   }
+
+  // Boxes change their width without the window: a page turned, a section opened.
+  const sizes = new ResizeObserver((entries) => {
+    for (const { target } of entries) if (target.data && target.clientWidth) Plotly.Plots.resize(target);
+  });
 
   function sortable(table) {
     const body = table.tBodies[0];
@@ -55,7 +61,7 @@
   }
 
   function copyable(button) {
-    const source = document.getElementById(button.dataset.copy);
+    const source = document.getElementById(button.dataset.copy), label = button.textContent;
     button.hidden = false;
     button.addEventListener("click", async () => {
       try {
@@ -65,10 +71,27 @@
         document.execCommand("copy");
       }
       button.textContent = "Copied";
-      setTimeout(() => { button.textContent = "Copy"; }, 1600);
+      setTimeout(() => { button.textContent = label; }, 1600);
     });
   }
 
+  // The section that is read is marked in the navigation.
+  function follow(nav) {
+    const links = new Map([...nav.querySelectorAll("a")].map((link) => [link.hash.slice(1), link]));
+    const seen = new Set();
+    const observer = new IntersectionObserver((entries) => {
+      for (const entry of entries) entry.isIntersecting ? seen.add(entry.target.id) : seen.delete(entry.target.id);
+      const current = [...links.keys()].find((id) => seen.has(id));
+      for (const [id, link] of links) {
+        if (id !== current) { link.removeAttribute("aria-current"); continue; }
+        link.setAttribute("aria-current", "true");
+        nav.scrollTo({ left: link.offsetLeft - nav.clientWidth / 2, behavior: "auto" });
+      }
+    }, { rootMargin: "-60px 0px -55% 0px" });
+    for (const id of links.keys()) { const section = document.getElementById(id); if (section) observer.observe(section); }
+  }
+
+  document.querySelectorAll("nav.sections").forEach(follow);
   document.querySelectorAll("table.sortable").forEach(sortable);
   document.querySelectorAll("button.copy").forEach(copyable);
   draw();

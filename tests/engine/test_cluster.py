@@ -17,9 +17,18 @@ from bench.run import Run
 from bench.session import Command, Engine, run_search
 from bench.space import load_space
 from trainers.adapters import attach
-from trainers.loop import train
 
 ray = pytest.importorskip("ray", reason="pip install 'bench[ray]'")
+TRAINER = '''
+"""The trainer; it notes whether its process asks the Hub."""
+from pathlib import Path
+from huggingface_hub import constants
+import trainers.loop
+
+def train(*arguments):
+    Path(__file__).with_name("offline").write_text(str(constants.HF_HUB_OFFLINE))
+    yield from trainers.loop.train(*arguments)
+'''
 SPACE: dict[str, Any] = {**SMALL, "name": "nodes", "prune": {"fraction": 0}, "trials": 6}
 
 
@@ -29,7 +38,12 @@ def test_a_search_goes_on_when_a_node_is_lost(
 ) -> None:
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "noting.py").write_text(TRAINER)
+    monkeypatch.syspath_prepend(tmp_path)
+    import noting  # type: ignore[import-not-found]
+
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache of the nodes"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     file = tmp_path / "nodes.yaml"
     file.write_text(yaml.safe_dump({**SPACE, "base": str(tiny_sdxl)}))
@@ -38,13 +52,14 @@ def test_a_search_goes_on_when_a_node_is_lost(
         name=None,
         folder=tmp_path / "runs",
         seed=0,
-        engine=Engine(train=train, attach=attach),
+        engine=Engine(train=noting.train, attach=attach),
         console=Console(file=io.StringIO(), width=200),
         executor="ray",
     )
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
 
     def lose() -> None:
         end = time.monotonic() + 600
@@ -65,4 +80,6 @@ def test_a_search_goes_on_when_a_node_is_lost(
     assert [trial.state for trial in run.trials()] == ["complete"] * 6
     assert len({str(trial.config) for trial in run.trials()}) == 6
     assert Run.open(run.path).result() is not None
+    assert (tmp_path / "offline").read_text() == "True"
+    assert list((tmp_path / "cache").iterdir()) and not (tmp_path / "cache of the nodes").exists()
     assert run.metadata.device == "ray (2 x 1 CPUs on 2 nodes)"

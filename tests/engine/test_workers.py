@@ -25,11 +25,13 @@ from small_space import SMALL
 from bench.base import BaseModel
 from bench.errors import DeviceError, UsageError
 from bench.fit import find_fit
+from bench.lock import locked
 from bench.packs import Job, _check_device
 from bench.progress import PlainProgress
 from bench.run import Run
-from bench.session import Command, Engine, open_session, packs_of, run_search
+from bench.session import Command, Engine, at_work, open_session, packs_of, run_search
 from bench.space import load_space
+from bench.workers import Process
 from trainers.adapters import attach
 from trainers.loop import train
 
@@ -150,6 +152,29 @@ def test_an_interrupted_search_leaves_no_worker(command: MakeCommand, tmp_path: 
         run_search(command())
     assert not psutil.Process().children(recursive=True)
     assert Run.open(run).metadata.device.startswith("cpu (2 x ")
+
+
+@pytest.mark.fault(21)
+def test_the_lock_is_held_until_the_last_worker_has_ended(
+    command: MakeCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, ended = tmp_path / "runs" / "two", Process.kill
+    held: list[bool] = []
+
+    def watched(process: Process) -> None:
+        try:
+            with locked(path):
+                held.append(False)
+        except UsageError:
+            held.append(True)
+        ended(process)
+
+    with at_work(command(), "two", is_search=True):
+        monkeypatch.setattr(Process, "kill", watched)
+    assert held == [True, True]
+    assert not psutil.Process().children(recursive=True)
+    with locked(path):
+        pass
 
 
 def test_one_device_is_a_worker_too_where_that_is_asked(command: MakeCommand, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ drawn, scored and recorded as a search does it, first on one device, then on --d
 time in a process of its own with a warm cache. On GPUs: a full-size SDXL with random weights, written to the
 folder once (7 GB). Without a GPU: the bundled base, on parts of the processor, which tests the script.
 
+With `--executor ray` a device is a node of a Ray cluster on this machine, of one CPU: one node against --devices.
+
 Start-up is all until every device has loaded; then each trains one pack that is not counted, so that kernels
 are chosen and compiled. What is counted lasts until the last trial has been recorded.
 """
@@ -16,6 +18,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +88,7 @@ def measure(given: argparse.Namespace) -> None:
     started = time.monotonic()
     from rich.console import Console
 
-    from bench.run import read_evaluation
-    from bench.session import Command, Engine, at_work
+    from bench.session import Command, Engine
     from trainers.adapters import attach
     from trainers.loop import train
 
@@ -96,7 +99,33 @@ def measure(given: argparse.Namespace) -> None:
         seed=0,
         engine=Engine(train=train, attach=attach),
         console=Console(width=200),
+        executor=given.executor,
     )
+    with nodes(given.devices) if given.executor == "ray" else nullcontext():
+        answer = answer_of(command, given, started)
+    given.answer.write_text(json.dumps(answer))
+
+
+@contextmanager
+def nodes(number: int) -> Iterator[None]:
+    """A Ray cluster on this machine with so many nodes of one CPU, for whatever joins one."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(number):
+        cluster.add_node(num_cpus=1)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    try:
+        yield
+    finally:
+        cluster.shutdown()
+
+
+def answer_of(command: Any, given: argparse.Namespace, started: float) -> dict[str, Any]:
+    """What was measured since `started`, by the monotonic clock."""
+    from bench.run import read_evaluation
+    from bench.session import at_work
+
     with at_work(command, "devices", splits=["dev"]) as (run, crew):
         while not all(worker.is_loaded for worker in getattr(crew, "workers", ())):
             time.sleep(0.05)
@@ -107,7 +136,7 @@ def measure(given: argparse.Namespace) -> None:
         begun = time.monotonic()
         crew.train(jobs(run, range(given.trials)), "dev", [1], given.trials)
         ended = time.monotonic()
-    answer = {
+    return {
         "device": run.metadata.device,
         "steps": crew.survey.num_shown,
         "images": len(read_evaluation(run.base_folder("dev")).features),
@@ -115,7 +144,6 @@ def measure(given: argparse.Namespace) -> None:
         "work": ended - begun,
         "similarity": similarities(run, given.trials),
     }
-    given.answer.write_text(json.dumps(answer))
 
 
 def space_of(given: argparse.Namespace) -> Any:
@@ -177,6 +205,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="a folder for all that is written")
     parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--executor", choices=["local", "ray"], default="local")
     parser.add_argument("--base", help="emoji-xl, or a diffusers folder")
     parser.add_argument("--resolution", type=int, default=512, help="of a base that is not emoji-xl")
     parser.add_argument("--trials", type=int, default=96)
