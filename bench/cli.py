@@ -17,11 +17,12 @@ from bench.secrets import mask_logs, masked
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.compare import Side
+    from bench.comparison import Comparison, Side
     from bench.forecast import Forecast
     from bench.run import Run
     from bench.session import Command
     from bench.shared import Place
+    from bench.sheet import Sheet
     from reports.show import ImageRow
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -368,15 +369,13 @@ def compare(
     into runs/adapters-SPACE unless --name is given; a noise floor measured there by `bench floor` counts.
     """
     import reports.compare
-    from bench.compare import compare_all
     from bench.files import json_text
     from reports.compare_json import as_json as plain
 
     flags = {"space": space, "base": base, "data": data, "name": name}
     console = _console(as_json, quiet)
-    found, folder = _sides(sides, {key: value for key, value in flags.items() if value}, console)
-    comparisons = compare_all(found, found[0].run.space.select_by)
-    path = reports.compare.write(found, comparisons, folder / reports.compare.file_name(found))
+    given = {key: value for key, value in flags.items() if value}
+    found, comparisons, path = compare_named(sides, given, console)
     if as_json:
         print(json_text(plain(found, comparisons, str(path))), end="")
     else:
@@ -416,22 +415,12 @@ def score(
     kept in runs/adapters-SPACE, unless --name is given, and is not drawn again.
     """
     import reports.score
-    from bench.compare import adapter_side, base_side, compare_all
     from bench.files import json_text
-    from bench.series import find_series
-    from bench.session import run_scores
     from reports.score_json import as_json as plain
-    from trainers.adapters import read_adapter
 
-    series = find_series([Path(adapter) for adapter in adapters])
-    for checkpoint in (checkpoint for each in series for checkpoint in each.checkpoints):
-        read_adapter(checkpoint.file)
     overrides = {"base": base, "data": data, "weights": weights.split(",") if weights else None}
-    console = _console(as_json, quiet)
-    run, sheets = run_scores(command_of(space, overrides, name, 0, console), series)
-    sides = [*(adapter_side(run, sheet.best.label, sheet.name) for sheet in sheets), base_side(run)]
-    comparisons = compare_all(sides, run.space.select_by)
-    path = reports.score.write(sheets, sides, comparisons, run.path / reports.score.file_name(sheets))
+    console, files = _console(as_json, quiet), [Path(adapter) for adapter in adapters]
+    sheets, sides, comparisons, path = score_files(files, space, overrides, name, console)
     if as_json:
         print(json_text(plain(sheets, sides, comparisons, str(path))), end="")
     else:
@@ -803,15 +792,58 @@ def _draw(rows: Sequence["ImageRow"], console: "Console") -> None:
             console.file.write(escaped(image, protocol) + "\n")
 
 
-def _sides(names: list[str], flags: dict[str, str], console: "Console") -> tuple[list["Side"], Path]:
+def compare_named(
+    names: list[str], flags: dict[str, str], console: "Console", folder: Path = RUNS
+) -> tuple[list["Side"], tuple["Comparison", ...], Path]:
+    """What the arguments of `compare` name, all pairs of them, and the page, which is written."""
+    import reports.compare
+    from bench.comparison import compare_all
+
+    found, home = _sides(names, flags, console, folder)
+    comparisons = compare_all(found, found[0].run.space.select_by)
+    return (
+        found,
+        comparisons,
+        reports.compare.write(found, comparisons, home / reports.compare.file_name(found)),
+    )
+
+
+def score_files(
+    files: list[Path],
+    space: str,
+    overrides: Mapping[str, Any],
+    name: str | None,
+    console: "Console",
+    folder: Path = RUNS,
+) -> tuple[list["Sheet"], list["Side"], tuple["Comparison", ...], Path]:
+    """Adapter files drawn and scored: their sheets, what is recommended and the base, and the page."""
+    import reports.score
+    from bench.comparison import adapter_side, base_side, compare_all
+    from bench.series import find_series
+    from bench.session import run_scores
+    from trainers.adapters import read_adapter
+
+    series = find_series(files)
+    for checkpoint in (checkpoint for each in series for checkpoint in each.checkpoints):
+        read_adapter(checkpoint.file)
+    run, sheets = run_scores(command_of(space, overrides, name, 0, console, folder), series)
+    sides = [*(adapter_side(run, sheet.best.label, sheet.name) for sheet in sheets), base_side(run)]
+    comparisons = compare_all(sides, run.space.select_by)
+    path = reports.score.write(sheets, sides, comparisons, run.path / reports.score.file_name(sheets))
+    return sheets, sides, comparisons, path
+
+
+def _sides(
+    names: list[str], flags: dict[str, str], console: "Console", folder: Path
+) -> tuple[list["Side"], Path]:
     """What the arguments of `compare` name, and the folder for the page."""
     from bench.run import file_digests
 
     _check_sides(names, flags)
-    runs = {name: _open(name) for name in names if name != BASE and not name.endswith(ADAPTER)}
+    runs = {name: open_named(name, folder) for name in names if name != BASE and not name.endswith(ADAPTER)}
     files = [Path(name) for name in names if name.endswith(ADAPTER)]
     digests = file_digests(files)
-    adapters = _run_adapters(digests, flags, console) if files else None
+    adapters = _run_adapters(digests, flags, console, folder) if files else None
     first = adapters or next(iter(runs.values()))
     found = {name: _side(runs.get(name), digests.get(Path(name)), first) for name in names}
     return _named(found), adapters.path if adapters else first.path.parent
@@ -828,7 +860,7 @@ def _check_sides(names: list[str], flags: dict[str, str]) -> None:
 
 def _side(run: "Run | None", digest: str | None, first: "Run") -> "Side":
     """Of a run its winner, of a digest its adapter in the run `first`, else the base of that."""
-    from bench.compare import adapter_side, base_side, winner_side
+    from bench.comparison import adapter_side, base_side, winner_side
     from bench.run import adapter_label
 
     if run:
@@ -846,7 +878,7 @@ def _named(sides: dict[str, "Side"]) -> list["Side"]:
     ]
 
 
-def _run_adapters(digests: dict[Path, str], flags: dict[str, str], console: "Console") -> "Run":
+def _run_adapters(digests: dict[Path, str], flags: dict[str, str], console: "Console", folder: Path) -> "Run":
     from bench.session import run_adapters
     from trainers.adapters import read_adapter
 
@@ -854,11 +886,16 @@ def _run_adapters(digests: dict[Path, str], flags: dict[str, str], console: "Con
         read_adapter(file)
     overrides = {"base": flags.get("base"), "data": flags.get("data")}
     space, name = flags.get("space", "default"), flags.get("name")
-    return run_adapters(command_of(space, overrides, name, 0, console), digests)
+    return run_adapters(command_of(space, overrides, name, 0, console, folder), digests)
 
 
 def command_of(
-    space: str, overrides: Mapping[str, Any], name: str | None, seed: int, console: "Console"
+    space: str,
+    overrides: Mapping[str, Any],
+    name: str | None,
+    seed: int,
+    console: "Console",
+    folder: Path = RUNS,
 ) -> "Command":
     """What is asked for, and what trains and draws; `overrides` are fields of the space, or None."""
     from bench.session import Command, Engine, resolve
@@ -869,7 +906,7 @@ def command_of(
     return Command(
         space=resolve(load_space(space), overrides),
         name=name,
-        folder=RUNS,
+        folder=folder,
         seed=seed,
         engine=Engine(train=train, attach=attach),
         console=console,
@@ -878,18 +915,23 @@ def command_of(
 
 
 def _open(name: str) -> "Run":
+    return open_named(name, RUNS)
+
+
+def open_named(name: str, folder: Path) -> "Run":
+    """A run by its name in `folder`, or by its path; raises MissingError, UsageError."""
     from bench.run import Run
 
-    return Run.open(_folder(name))
+    return Run.open(_folder(name, folder))
 
 
-def _folder(name: str) -> Path:
+def _folder(name: str, runs: Path = RUNS) -> Path:
     """Of a run, by its name or path."""
-    for folder in (RUNS / name, Path(name)):
+    for folder in (runs / name, Path(name)):
         if (folder / "run.json").exists():
             return folder
-    known = sorted(path.parent.name for path in RUNS.glob("*/run.json"))
-    raise MissingError(f"{name}: no such run; in {RUNS}/ are: {', '.join(known) or 'none'}")
+    known = sorted(path.parent.name for path in runs.glob("*/run.json"))
+    raise MissingError(f"{name}: no such run; in {runs}/ are: {', '.join(known) or 'none'}")
 
 
 def _exported(name: str) -> Path:

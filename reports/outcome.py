@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.compare import Comparison
+from bench.comparison import Comparison
 from bench.errors import BenchError, one_line
 from bench.listing import Listed, size_of, state_of
 from bench.run import Result, Run

@@ -26,7 +26,7 @@ null.
 from collections.abc import Mapping
 from typing import Any
 
-from bench.compare import Comparison
+from bench.comparison import Comparison
 from bench.run import Candidate, Result, Run, TrialRecord, epoch_folder, read_evaluation
 from bench.scoring.metrics import Score
 from reports.outcome import Outcome, outcome_json

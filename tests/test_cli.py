@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from bench import cli
-from bench.compare import compare
+from bench.comparison import compare
 from bench.lock import locked
 from bench.run import Run
 from reports import compare_json
