@@ -1,6 +1,7 @@
 """What a run came to, in few numbers: for lists of runs, and for programs.
 
-`outcome_json` gives these keys; what is not known is null.
+`bench search --json` prints schema_version (1), these keys, and where the `report` is; what is not known is
+null.
 
     name, path, state                       state: see `RunState` in bench/listing.py; or damaged, foreign
     problem                                 why it cannot be read

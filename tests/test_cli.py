@@ -146,6 +146,13 @@ def test_compare_prints_a_verdict_and_writes_a_page(bench: Command, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("two_runs")
+def test_quiet_leaves_the_last_line(bench: Command) -> None:
+    assert bench("compare", "one", "two", "--quiet") == (0, "Report: runs/compare-one-two.html\n", "")
+    code, output, errors = bench("compare", "one", "none", "-q")
+    assert (code, output, len(errors.splitlines())) == (2, "", 1)
+
+
+@pytest.mark.usefixtures("two_runs")
 def test_several_sides_are_compared_in_pairs(bench: Command, tmp_path: Path) -> None:
     code, output, _ = bench("compare", "one", "runs/two", "base")
     assert code == 0
