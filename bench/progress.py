@@ -176,14 +176,13 @@ def show_progress(console: Console) -> Iterator[LiveProgress | PlainProgress]:
 
 @contextmanager
 def paused(display: packs.Progress) -> Iterator[None]:
-    """A live display makes room for a question."""
-    if not isinstance(display, LiveProgress):
-        yield
-        return
-    display.live.stop()
-    try:
-        yield
-    finally:
+    """A live display makes room for a question; it does not come back after an error."""
+    if isinstance(display, LiveProgress):
+        display.live.transient = True
+        display.live.stop()
+        display.live.transient = False
+    yield
+    if isinstance(display, LiveProgress):
         display.live.start()
 
 

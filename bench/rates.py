@@ -31,9 +31,12 @@ def measure(packs: Packs, config: TrialConfig, sampler: Sampler) -> Rates | None
     """By trials like `config`, as many as go side by side; None if they give no finite loss or do not fit."""
     short = sampler.model_copy(update={"steps": min(STEPS, sampler.steps)})
     try:
-        found = rehearse(packs.base, packs.trainer, config, packs.num_slots, short, SECONDS)
+        packs.progress.status("finding out how long it will take")
+        found = rehearse(packs.base, packs.trainer, config, packs.num_slots, short, SECONDS, least=1)
     except (BenchError, torch.OutOfMemoryError):
         return None
+    finally:
+        packs.progress.status("")
     return Rates(
         sample_seconds=median(found.step_seconds) / (found.num_slots * config.batch_size),
         forward_seconds=median(found.draw_seconds) / (found.num_images * short.steps * 2),
