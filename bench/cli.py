@@ -54,6 +54,9 @@ STORAGE = typer.Option(
 ARTIFACTS = typer.Option(
     rich_help_panel=MACHINES, help="Where they put what they train: a folder that all see, or s3://bucket."
 )
+FORCE = typer.Option(
+    "--force", rich_help_panel=MACHINES, help="Keep an SQLite study even on a network file system."
+)
 
 app = typer.Typer(
     name="bench",
@@ -119,11 +122,9 @@ def search(
         Literal["local", "ray"],
         typer.Option(rich_help_panel=MACHINES, help="Where trials run: this machine, or a Ray cluster."),
     ] = "local",
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force", rich_help_panel=MACHINES, help="Keep an SQLite study even on a network file system."
-        ),
+    force: Annotated[bool, FORCE] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve the report to a browser of this machine while it grows.")
     ] = False,
 ) -> None:
     """Search a space: train and score trials, confirm the best, write runs/NAME/report.html.
@@ -135,7 +136,6 @@ def search(
     from dataclasses import replace
 
     from bench.filesystem import refuse_network
-    from bench.session import run_search
 
     overrides = {"base": base, "data": data, "trials": trials, "budget": budget}
     overrides |= {} if floor else {"floor": 0}
@@ -151,14 +151,10 @@ def search(
         )
         if file := _sqlite_file(storage):
             refuse_network(file, command.say, force=force)
-        run = run_search(command)
+        _search_live(command, as_json) if live else _search(command, as_json)
     except KeyboardInterrupt:
         console.print("Stopped. Finished trials are kept: run the same command to go on.")
         raise typer.Exit(INTERRUPTED) from None
-    except StudyError as error:
-        _end(_open(str(error.run)), as_json)
-        raise
-    _end(run, as_json)
 
 
 @_verb(
@@ -172,17 +168,21 @@ def worker(
     base: Annotated[str | None, typer.Option(help="Where the search's base is on this machine.")] = None,
     data: Annotated[str | None, typer.Option(help="Where the search's data set is on this machine.")] = None,
     quiet: Annotated[bool, QUIET] = False,
+    force: Annotated[bool, FORCE] = False,
 ) -> None:
     """Help with a search from this machine: ask, train, score and tell, until there are enough trials.
 
     What is trained goes into the artifact store; the search that was begun confirms and reports.
     """
+    from bench.filesystem import refuse_network
     from bench.session import run_worker
 
     console = _console(quiet=quiet)
     if (place := _place(storage, artifacts)) is None:
         raise UsageError("--storage: say where the search's study is")
     command = command_of("default", {}, run, 0, console)
+    if file := _sqlite_file(storage):
+        refuse_network(file, command.say, force=force)
     try:
         run_worker(command, place, {"base": base, "data": data})
     except KeyboardInterrupt:
@@ -327,10 +327,37 @@ def show_run(
 @_verb(
     LOOK,
     "bench report mine",
+    "bench report mine --json | jq .verdict.headline",
 )
-def report(run: Annotated[str, RUN]) -> None:
-    """Write (again) the HTML report of a run."""
-    _end(_open(run), as_json=False)
+def report(
+    run: Annotated[str, RUN],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of where it is.")] = False,
+) -> None:
+    """Write (again) the HTML report of a run, and its numbers as CSV, JSON and parquet: runs/NAME/data/."""
+    import reports.search
+    from bench.files import json_text
+    from reports.search_json import as_json as plain
+
+    found = _open(run)
+    if as_json:
+        print(json_text(plain(found, reports.search.write(found))), end="")
+    else:
+        _end(found, as_json=False)
+
+
+@_verb(
+    LOOK,
+    "bench index",
+    "bench index /shared/runs",
+)
+def index(
+    folder: Annotated[Path, typer.Argument(help="That holds runs.", show_default=True)] = RUNS,
+) -> None:
+    """Write FOLDER/index.html: all runs in a folder, with filters, and links to their reports."""
+    import reports.index
+
+    console = _console()
+    console.print(f"Index: {reports.index.write(folder)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @_verb(
@@ -503,6 +530,36 @@ def try_run(
 
     with suppress(KeyboardInterrupt):  # which the server may have taken for itself
         serve(easel, port, say)
+    console.print("Stopped.")
+
+
+@_verb(
+    LOOK,
+    "bench dashboard mine",
+)
+def dashboard(
+    run: Annotated[str, RUN],
+    storage: Annotated[str | None, STORAGE] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 7862,
+) -> None:
+    """Open optuna-dashboard on a run's study: a local page, until Ctrl-C.
+
+    It is served to this machine alone, to whoever has the address that is printed. A study that several
+    machines share needs --storage, unless its address holds no password.
+    """
+    from contextlib import suppress
+
+    from bench.shared import place_of
+    from reports.dashboard import refuse_missing, serve
+
+    refuse_missing()
+    found, console = _open(run), _console()
+
+    def say(address: str) -> None:
+        console.print(f"Open {address}; Ctrl-C ends it.", markup=False, highlight=False, soft_wrap=True)
+
+    with suppress(KeyboardInterrupt), place_of(found, storage).opened() as opened:
+        serve(opened, found.metadata.name, port, say)
     console.print("Stopped.")
 
 
@@ -760,8 +817,39 @@ def _asks(command: "Command", yes: bool) -> Callable[["Forecast"], None]:
     return ask
 
 
-def _end(run: "Run", as_json: bool) -> None:
-    """Of a search: its report, and what it came to."""
+def _search(command: "Command", as_json: bool) -> Path:
+    """Search, and write the report, of a study that came to nothing too; returns where the report is."""
+    from bench.session import run_search
+
+    try:
+        run = run_search(command)
+    except StudyError as error:
+        _end(_open(str(error.run)), as_json)
+        raise
+    return _end(run, as_json)
+
+
+def _search_live(command: "Command", as_json: bool) -> None:
+    """The same, its report served while it grows."""
+    from dataclasses import replace
+
+    from reports.growing import Growing
+    from reports.served import served
+
+    growing = Growing()
+    with served(growing) as address:
+        command.say(f"Live report: {address}")
+        try:
+            file = _search(replace(command, follow=growing.follow), as_json)
+        except BenchError as error:
+            growing.end(f"The search has ended: {masked(str(error))}")
+            raise
+        else:
+            growing.end(f"The search has ended. This page is now {file}.")
+
+
+def _end(run: "Run", as_json: bool) -> Path:
+    """Of a search: its report, which is written, and what it came to; returns where that is."""
     import reports.search
     from bench.files import json_text
     from reports.outcome import outcome, outcome_json
@@ -771,6 +859,7 @@ def _end(run: "Run", as_json: bool) -> None:
         print(json_text({"schema_version": 1, **outcome_json(outcome(run)), "report": str(path)}), end="")
     else:
         _wrote("Report", path)
+    return path
 
 
 def _wrote(what: str, path: Path) -> None:

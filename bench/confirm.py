@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from bench import run as runs
 from bench.config import TrialConfig
+from bench.energy import Cost
 from bench.errors import StudyError
 from bench.files import replacing, write_text
 from bench.floor import Floor, measure_floor
@@ -36,10 +37,10 @@ class Confirmation:
     run: Run
     packs: Crew
 
-    def confirm(self, seconds: Callable[[], float]) -> Result:
+    def confirm(self, cost: Callable[[], Cost]) -> Result:
         """Write result.json, floor.json and winner/, and return the Result.
 
-        `seconds()` have been spent so far. Raises StudyError if no configuration could be confirmed.
+        `cost()` has been spent so far. Raises StudyError if no configuration could be confirmed.
         """
         searched = found_by(self.run)
         configs = {"default": self.run.space.default}
@@ -53,7 +54,7 @@ class Confirmation:
             self._candidate(label, chosen[label], by_epoch[label], searched.get(label), label in probed)
             for label in chosen
         ]
-        result = self._result([candidate for candidate in candidates if candidate], seconds())
+        result = self._result([candidate for candidate in candidates if candidate], cost())
         result = replace(result, agreement=self._agreement(chosen))
         self._write_floor(chosen["default"])
         self.run.write_result(result)
@@ -200,7 +201,7 @@ class Confirmation:
             by_epoch=by_epoch,
         )
 
-    def _result(self, candidates: Sequence[Candidate], seconds: float) -> Result:
+    def _result(self, candidates: Sequence[Candidate], cost: Cost) -> Result:
         if not candidates:
             raise StudyError(f"no configuration could be confirmed{self._first_failure()}", self.run.path)
         metric = self.run.space.select_by
@@ -209,7 +210,9 @@ class Confirmation:
             winner=winner.label,
             candidates=tuple(candidates),
             select_by=metric,
-            seconds=seconds,
+            seconds=cost.seconds,
+            device_seconds=cost.device_seconds,
+            joules=cost.joules,
         )
 
     def _agreement(self, chosen: Mapping[str, TrialConfig]) -> Agreement | None:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from bench.base import BaseModel, find_device, load_base
 from bench.errors import MismatchError, UsageError
 from bench.exported import winner_of
+from bench.loaded import base_of
 from bench.packs import Attach
 from bench.run import Run
 from bench.scoring.generate import generate
-from bench.session import base_of
 from bench.space import Sampler
 
 MAX_SEED = 2**63 - 1

@@ -21,6 +21,21 @@ class Counter(NamedTuple):
     limit: float | None = None
 
 
+class Cost(NamedTuple):
+    """What a search has taken, resumed parts added up."""
+
+    seconds: float = 0.0
+    """Wall-clock."""
+    device_seconds: float = 0.0
+    """The same, times the devices that were held."""
+    joules: float | None = 0.0
+    """That the devices used; None where any part was not counted."""
+
+    def plus(self, other: "Cost") -> "Cost":
+        joules = None if self.joules is None or other.joules is None else self.joules + other.joules
+        return Cost(self.seconds + other.seconds, self.device_seconds + other.device_seconds, joules)
+
+
 class Meter:
     """What counters have counted since it was made; None in sum where there is none."""
 

@@ -86,6 +86,7 @@ class Fleet:
         self._rates: Rates | None = None
         self.metadata: Metadata | None = None
         """Of the run, once it is open."""
+        self.num_devices = len(workers)
         self._parts = parts_of(self.progress, len(workers))
         self._answers: Mapping[str, Callable[..., Any]] = {
             "lock": self._take_lock,

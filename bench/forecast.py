@@ -43,11 +43,11 @@ def forecast(run: Run, crew: Crew) -> Forecast | None:
     trainings = max(0, num_trainings(space) - done.trainings)
     if not trials and not trainings:
         return None
-    rates, num_devices = _measured(crew, space.default, space.sampler)
+    rates = _measured(crew, space.default, space.sampler)
     if rates is None:
         return None
     survey = replace(crew.survey, image_step=rates.forward_seconds / rates.sample_seconds)
-    unit = rates.sample_seconds / num_devices
+    unit = rates.sample_seconds / crew.num_devices
     return Forecast(
         num_trials=trials,
         trial_seconds=unit * survey.typical("dev", space.rungs),
@@ -55,9 +55,8 @@ def forecast(run: Run, crew: Crew) -> Forecast | None:
     )
 
 
-def _measured(crew: Crew, config: TrialConfig, sampler: Sampler) -> tuple[Rates | None, int]:
-    """And on how many devices."""
+def _measured(crew: Crew, config: TrialConfig, sampler: Sampler) -> Rates | None:
     if isinstance(crew, Fleet):
-        return crew.rehearse(config, sampler), len(crew.workers)
+        return crew.rehearse(config, sampler)
     assert isinstance(crew, Packs)
-    return measure(crew, config, sampler), 1
+    return measure(crew, config, sampler)

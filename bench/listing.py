@@ -1,20 +1,13 @@
-"""All runs of a folder: each one's state and size, also of what is damaged or no run at all."""
+"""All runs of a folder, and their sizes; also what is damaged, or no run at all."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from bench.errors import BenchError, one_line
-from bench.lock import is_locked
-from bench.run import Run, TrialRecord
-
-RunState = Literal["complete", "running", "interrupted", "failed", "empty", "adapters", "floor"]
-"""complete: has a result, and nothing is left to do; running: another process works on it; interrupted: the
-same command goes on; failed: every trial did; empty: none began; adapters, floor: kept files that were
-scored, or a measured noise floor, and no search."""
+from bench.run import Run
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
@@ -43,20 +36,6 @@ def _listed(path: Path) -> Listed:
         return Listed(path=path, run=Run.open(path))
     except (BenchError, OSError) as error:
         return Listed(path=path, run=None, problem=one_line(error))
-
-
-def state_of(run: Run, trials: Sequence[TrialRecord]) -> RunState:
-    """`trials` are those of the run. Raises UsageError if its result is damaged."""
-    if is_locked(run.path):
-        return "running"
-    states = {trial.state for trial in trials}
-    if run.result() and "running" not in states:
-        return "complete"
-    if states:
-        return "failed" if states == {"failed"} else "interrupted"
-    if any(run.path.glob("adapters/*/adapter.json")):
-        return "adapters"
-    return "floor" if run.floor() else "empty"
 
 
 def size_of(folder: Path) -> int:

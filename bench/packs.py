@@ -204,6 +204,9 @@ class Crew(Protocol):
     def listen(self, on_end: OnEnd, on_score: OnScore, stops: Stops) -> None: ...
 
     @property
+    def num_devices(self) -> int: ...
+
+    @property
     def done(self) -> float: ...
 
     @property
@@ -235,6 +238,7 @@ class Packs:
     stops: Stops = lambda job, epoch: None
     _unheard: Exception | None = field(default=None, init=False)
     """Raised by who listens."""
+    num_devices = 1
     done: float = field(default=0.0, init=False)
     """Units of work done in this session."""
     refused: dict[Path, str] = field(default_factory=dict, init=False)

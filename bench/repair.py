@@ -208,7 +208,7 @@ def rebuild(run: Run, again: Sequence[Mapping[str, Any]]) -> None:
 
     The sampler learns the same scores in the order of the labels. All trials must be readable.
     """
-    file, records, seconds = run.path / STUDY, _readable(run), _seconds(run)
+    file, records, cost = run.path / STUDY, _readable(run), _cost(run)
     for path in (file, *(file.with_name(f"{STUDY}{ending}") for ending in JOURNALS)):
         if path.exists():
             set_aside(run, path)
@@ -224,7 +224,7 @@ def rebuild(run: Run, again: Sequence[Mapping[str, Any]]) -> None:
     left = [start for start in starts if start not in points] if records else []  # else they are in already
     for asked in (*again, *left):
         study.enqueue_trial(dict(asked), skip_if_exists=True)
-    study.set_user_attr("seconds", seconds)
+    study.set_user_attr("cost", cost)
 
 
 def _readable(run: Run) -> list[runs.TrialRecord]:
@@ -235,12 +235,13 @@ def _readable(run: Run) -> list[runs.TrialRecord]:
     return found
 
 
-def _seconds(run: Run) -> float:
-    """That the search has taken so far; 0 if the study no longer says it."""
+def _cost(run: Run) -> dict[str, float | None]:
+    """Of the search so far; empty if the study no longer says it."""
     if trouble_of_study(run):
-        return 0.0
+        return {}
     study = open_study(run.path / STUDY, run.metadata.name, run.space)
-    return float(study.user_attrs.get("seconds", 0.0))
+    cost: dict[str, float | None] = study.user_attrs.get("cost", {})
+    return cost
 
 
 def _tell(searcher: Searcher, record: runs.TrialRecord) -> None:

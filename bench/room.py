@@ -1,15 +1,16 @@
-"""Room: how much a search will write, told and checked before it writes anything.
+"""Room: how much a command will write into a run folder, told and checked before it writes anything.
 
 At most: as if every trial were of the heaviest configuration and passed all rungs. About: configurations as
-chance would sample them. A search that has less room than that is refused.
+chance would sample them. What has less room than that is refused.
 """
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 import torch
 
@@ -37,6 +38,29 @@ PER_MODULE = 400
 """Bytes of an adapter file's header."""
 STATES = 3
 """Copies of its weights that a training goes on from: these and two moments."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """What a command does on a run folder."""
+
+    name: str
+    """In words."""
+    part: float = 0.0
+    """Of the search's trials that it trains, about; if any, it may train all."""
+    retrains: Literal["nothing", "default", "all"] = "nothing"
+    """What is trained again on fresh seeds: the finalists too, or the default configuration alone."""
+    drawings: Sequence[tuple[str, Split]] = ()
+    """Labels of adapters, and prompts that they draw; no label where that is not known yet."""
+
+    @property
+    def is_search(self) -> bool:
+        return self.part > 0
+
+
+SEARCH = Task(name="the search", part=1, retrains="all")
+WORKER = Task(name="this machine's part of the search", part=1 / 2)  # the search trains too
+FLOOR = Task(name="the floor", retrains="default")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,19 +103,22 @@ class Room:
     """Real pictures, and the base's images."""
     trials: int
     confirmation: int
+    drawings: int
+    """Of adapters that are there."""
     running: int
     """What trials that are training go on from; gone when they end."""
     cache: int
 
     @property
     def total(self) -> int:
-        return self.base + self.trials + self.confirmation + self.running + self.cache
+        return self.base + self.trials + self.confirmation + self.drawings + self.running + self.cache
 
     def __str__(self) -> str:
         parts = {
             "images of the base": self.base,
             "trials": self.trials,
             "confirmation": self.confirmation,
+            "images of adapters": self.drawings,
             "states of trials in training": self.running,
             "cache": self.cache,
         }
@@ -102,42 +129,51 @@ class Room:
 NOTHING = Done()
 
 
-def needed(space: SearchSpace, sizes: Sizes, done: Done = NOTHING) -> Room:
-    """What a search of a space writes beyond what is done, at most."""
+def needed(space: SearchSpace, sizes: Sizes, done: Done = NOTHING, task: Task = SEARCH) -> Room:
+    """What a task on a space writes beyond what is done, at most."""
     drawn = {split: evaluation(sizes, number) for split, number in sizes.num_drawn.items()}
-    trained = len(space.rungs) * drawn["dev"] + RECORDS
-    confirmed = trained + drawn["test"]
     adapters = len(space.rungs) * _blocks(sizes.adapter)
-    trials = max(0, space.trials - done.trials)
-    defaults = max(space.confirm.seeds, space.floor)
-    finalists = space.confirm.finalists * space.confirm.seeds
-    # The winner and the default alone draw probes.
-    probes = (defaults + space.confirm.seeds) * drawn.get("probe", 0)
-    confirmation = (
-        (defaults + finalists) * confirmed
-        + finalists * adapters
-        + defaults * len(space.rungs) * _blocks(sizes.default_adapter)
-        + probes
-        + _blocks(sizes.adapter)
-    )
-    trainings = defaults + finalists
+    trials = max(0, space.trials - done.trials) if task.is_search else 0
+    trainings, confirmation = _confirmation(space, sizes, drawn, task)
     left = max(0, trainings - done.trainings)
     running = min(max(trials, left), sizes.num_running) if len(space.rungs) > 1 else 0  # goes on from a rung
     return Room(
         base=0 if done.has_base else sum(drawn.values()) + _real(space, sizes),
-        trials=trials * (trained + adapters),
-        confirmation=confirmation * left // trainings,
+        trials=trials * (_trained(space, drawn) + adapters),
+        confirmation=confirmation * left // max(1, trainings),
+        drawings=sum(drawn.get(split, 0) for _, split in task.drawings),
         running=running * max(0, _blocks(sizes.state) - _blocks(sizes.adapter)),
         cache=0 if done.has_base else sizes.cache,
     )
 
 
-def usual(space: SearchSpace, sizes: Sizes, done: Done = NOTHING) -> Room:
+def _trained(space: SearchSpace, drawn: Mapping[Split, int]) -> int:
+    """Of a training, its adapters apart."""
+    return len(space.rungs) * drawn["dev"] + RECORDS
+
+
+def _confirmation(
+    space: SearchSpace, sizes: Sizes, drawn: Mapping[Split, int], task: Task
+) -> tuple[int, int]:
+    """How many trainings there are beside trials, and bytes of all."""
+    defaults = max(space.confirm.seeds, space.floor) if task.retrains != "nothing" else 0
+    finalists = space.confirm.finalists * space.confirm.seeds if task.retrains == "all" else 0
+    confirmed = _trained(space, drawn) + drawn["test"]
+    adapters = finalists * _blocks(sizes.adapter) + defaults * _blocks(sizes.default_adapter)
+    # The winner and the default alone draw probes; of the winner an adapter is copied.
+    winners = space.confirm.seeds if finalists else 0
+    probes = (defaults + winners) * drawn.get("probe", 0)
+    copied = _blocks(sizes.adapter) if finalists else 0
+    total = (defaults + finalists) * confirmed + len(space.rungs) * adapters + probes + copied
+    return defaults + finalists, total
+
+
+def usual(space: SearchSpace, sizes: Sizes, done: Done = NOTHING, task: Task = SEARCH) -> Room:
     """What it writes about."""
-    part = sizes.usual_adapter / sizes.adapter
-    of_usual = replace(sizes, adapter=sizes.usual_adapter, state=round(part * sizes.state))
-    room, num_rungs = needed(space, of_usual, done), len(space.rungs)
-    return replace(room, trials=math.ceil(room.trials * (num_rungs + 1) / (2 * num_rungs)))
+    lighter = sizes.usual_adapter / sizes.adapter
+    of_usual = replace(sizes, adapter=sizes.usual_adapter, state=round(lighter * sizes.state))
+    room, num_rungs = needed(space, of_usual, done, task), len(space.rungs)
+    return replace(room, trials=math.ceil(task.part * room.trials * (num_rungs + 1) / (2 * num_rungs)))
 
 
 def evaluation(sizes: Sizes, number: int) -> int:
@@ -157,20 +193,30 @@ def _blocks(size: int) -> int:
     return math.ceil(size / BLOCK) * BLOCK
 
 
-def check_room(space: SearchSpace, sizes: Sizes, path: Path) -> str:
-    """What the search of the run folder `path` will write, and what is free there, in words.
+def check_room(space: SearchSpace, sizes: Sizes, path: Path, task: Task = SEARCH) -> str:
+    """What a task on the run folder `path` will write, and what is free there, in words.
 
     Raises UsageError if that is less.
     """
+    task = replace(task, drawings=_to_draw(path, task))
     done, free = done_in(path), free_bytes(path)
-    about, most = usual(space, sizes, done), needed(space, sizes, done)
+    about, most = usual(space, sizes, done, task), needed(space, sizes, done, task)
     said = f"about {size_text(about.total)} of disk, at most {most}"
     if about.total > free:
         raise UsageError(
-            f"{path.parent.absolute()}: the search needs {said}, and {size_text(free)} are free; "
+            f"{path.parent.absolute()}: {task.name} needs {said}, and {size_text(free)} are free; "
             "`bench clean RUN` removes what finished runs need no more"
         )
-    return f"the search takes {said}; {size_text(free)} are free"
+    return f"{task.name} takes {said}; {size_text(free)} are free"
+
+
+def _to_draw(path: Path, task: Task) -> list[tuple[str, Split]]:
+    """Of its drawings those that are not there."""
+    return [
+        (label, split)
+        for label, split in task.drawings
+        if not (label and runs.has_evaluation(path / "adapters" / label / split))
+    ]
 
 
 def sizes_of(

@@ -18,6 +18,7 @@
     result.json                 the Result: which configuration won, on confirmed scores
     winner/                     adapter.safetensors and training_config.yaml
     report.html
+    data/                       its numbers for other programs, see `reports/exports.py`
     damaged/                    what `bench doctor --fix` set aside
 
 An Evaluation is a folder of scores.json, features.safetensors and images/. Every file is written to a
@@ -200,6 +201,10 @@ class Result:
     select_by: str
     seconds: float
     """Wall-clock seconds of the whole search, resumed parts added up."""
+    device_seconds: float | None = None
+    """Those, times the devices that were held; None of an earlier version of bench."""
+    joules: float | None = None
+    """Energy that the devices used, where the machine counts it."""
     agreement: Agreement | None = None
     """None where all images were drawn with the same steps."""
 

@@ -12,7 +12,7 @@ import time
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,6 +39,7 @@ from bench.errors import BenchError, MismatchError, MissingError, UsageError, on
 from bench.files import json_text, read_json, write_json
 from bench.run import Metadata, Run, read_metadata
 from bench.searcher import Searcher, new_study
+from bench.secrets import HIDDEN
 
 SCORES = "scores at "
 """Attribute of a trial, with the epoch: its scores by metric name."""
@@ -55,6 +56,11 @@ TRIALS = "trials"
 RECORD = "shared.json"
 """File of a run that works on a shared study: where that is, and by which name this run is known there."""
 DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+CONNECTING: Mapping[str, dict[str, Any]] = {
+    "sqlite": {"timeout": 60},
+    "postgresql+psycopg": {"tcp_user_timeout": 60_000},
+}
+"""By driver: how long is waited for a lock, in s, or for a network, in ms; the query of a URL may differ."""
 BUCKET = "s3://"
 PATIENCE = 10.0
 """Seconds in which a proxy must answer."""
@@ -104,9 +110,11 @@ class Place:
         url = self._address()
         try:
             url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
+            asked = {**CONNECTING.get(url.drivername, {})}
+            for name in url.query:
+                asked.pop(name, None)
             return RDBStorage(
-                url.render_as_string(hide_password=False),
-                engine_kwargs={"connect_args": {"timeout": 60}} if url.drivername == "sqlite" else {},
+                url.render_as_string(hide_password=False), engine_kwargs={"connect_args": asked}
             )
         except (ImportError, NoSuchModuleError):
             raise MissingError(
@@ -380,6 +388,25 @@ def refuse_apart(run: Run) -> None:
     known = run.path / RECORD
     if known.exists():
         raise UsageError(f"{run.path}: its study is in {read_json(known)['storage']}: give it as --storage")
+
+
+def place_of(run: Run, url: str | None) -> Place:
+    """Of a run's study, shared or not; `url` is of its database, where the folder does not say all.
+
+    Raises UsageError for a URL that is needed, or another one, MissingError where there is no study.
+    """
+    known, file = run.path / RECORD, run.path / "study.db"
+    if known.exists():
+        record = read_json(known)
+        place = Place(url=url or record["storage"], artifacts=record["artifacts"])
+        if place.shown != record["storage"]:
+            raise UsageError(f"{run.path}: its study is in {record['storage']}, not in {place.shown}")
+        if url is None and HIDDEN in record["storage"]:
+            raise UsageError(f"{run.path}: its study is in {record['storage']}: give it as --storage")
+        return place
+    if not file.exists():
+        raise MissingError(f"{file}: no such file: this run has no study")
+    return Place(url=f"sqlite:///{file.resolve()}", artifacts="")
 
 
 def shared_metadata(place: Place, name: str) -> Metadata:

@@ -10,6 +10,7 @@ from itertools import chain, count
 
 from bench import run as runs
 from bench.config import TrialConfig
+from bench.energy import Cost, Meter
 from bench.packs import Crew, Job
 from bench.run import Evaluation, Run, TrialRecord
 from bench.scoring.metrics import METRICS
@@ -30,6 +31,9 @@ class Study:
     """Work to come after the search, in the units of `packs`: a budget must suffice for it too."""
     shared: Shared | None = None
     """If others work on the same study."""
+    num_devices: int = 1
+    meter: Meter = field(default_factory=lambda: Meter([]))
+    """Of their energy."""
     _best: float = field(default=-math.inf, init=False)
 
     def __post_init__(self) -> None:
@@ -40,14 +44,20 @@ class Study:
             self.optuna = open_study(self.run.path / "study.db", self.run.metadata.name, self.space)
         owner = self.shared.owner if self.shared else None
         self._searcher = Searcher(self.optuna, self.space, self.run.metadata.seed, owner=owner)
-        self._before: float = self.optuna.user_attrs.get("seconds", 0.0)
+        self._before = Cost(**self.optuna.user_attrs.get("cost", {}))
         self._started = time.monotonic()
         self.packs.listen(self._ended, self._scored, self._stops)
 
     @property
     def seconds(self) -> float:
         """Wall-clock seconds so far, those before an interruption included."""
-        return self._before + time.monotonic() - self._started
+        return self._before.seconds + time.monotonic() - self._started
+
+    @property
+    def cost(self) -> Cost:
+        """All so far, what was spent before an interruption included."""
+        seconds = time.monotonic() - self._started
+        return self._before.plus(Cost(seconds, seconds * self.num_devices, self.meter.joules()))
 
     def search(self, num_trials: int, budget: float | None) -> None:
         """Run trials until there are `num_trials`, or no further one fits in `budget` seconds.
@@ -61,10 +71,10 @@ class Study:
             self.packs.train(jobs, "dev", self.space.rungs, most)
             while self._waits_for_others(num_trials, budget):
                 self.packs.train(self._jobs(num_trials, budget), "dev", self.space.rungs, 1)
-        self.save_seconds()
+        self.save_cost()
 
-    def save_seconds(self) -> None:
-        self.optuna.set_user_attr("seconds", self.seconds)
+    def save_cost(self) -> None:
+        self.optuna.set_user_attr("cost", self.cost._asdict())
 
     def _jobs(self, num_trials: int, budget: float | None) -> Iterator[Job]:
         """Asked for one by one, each when a slot is free for it: the sampler knows all scores before."""
@@ -115,7 +125,7 @@ class Study:
         if budget is None:
             return False
         if not self.packs.done:
-            return self._before >= budget
+            return self._before.seconds >= budget
         pace = (time.monotonic() - self._started) / self.packs.done
         trials = 1 + len(self._searcher.running) / 2
         return self.seconds + pace * (trials * self._typical + self.reserve) >= budget
@@ -181,7 +191,7 @@ class Study:
     def _ended(self, job: Job) -> None:
         if job.folder.name in self._searcher.running:
             self._tell(runs.read_trial(job.folder))
-            self.save_seconds()
+            self.save_cost()
 
     def _tell(self, record: TrialRecord) -> None:
         assert record.state != "running"

@@ -16,9 +16,11 @@
 What is not known is missing. Frames hold what reports show; texts in them are without secrets.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from json import loads
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
 
@@ -34,11 +36,35 @@ from reports.trials import Point, read_points
 from reports.verdict import Contests, contests
 from reports.wording import metric_names
 
+
+class Embedded(NamedTuple):
+    """A frame, as a page offers it."""
+
+    name: str
+    title: str
+    about: str
+    num_rows: int | None
+    """None: not counted."""
+    table: dict[str, Any] | None
+    """`columns`, and `rows` with numbers to DIGITS; None: the page does not carry it."""
+
+
 Format = Literal["csv", "json", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 FOLDER = "data"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A cell that begins so is a formula to a spreadsheet: a text gets an apostrophe in front, in CSV alone."""
+DIGITS = 6
+"""Of numbers that a page carries along; files have all."""
+ABOUT = {
+    "trials": ("Trials", "every scored epoch: its settings, its scores on the dev prompts, what it took"),
+    "scores": (
+        "Confirmed scores",
+        "every metric of each candidate, with gains, intervals and verdicts",
+    ),
+    "prompts": ("Prompts", "every value that was measured of one prompt, in the search and after it"),
+}
+"""Frame -> its title, and what it holds."""
 COMPARED = ("gain", "gain_stderr", "low", "high", "p_adjusted", "floor", "verdict")
 PARAMETERS = tuple(name for name in TrialConfig.model_fields if name != "seed")
 KINDS: dict[Any, str] = {int: "Int64", int | None: "Int64", bool: "boolean", float: "float64"}
@@ -70,9 +96,10 @@ TYPES = {
 """Of columns; all others are floating-point numbers."""
 
 
-def trials(run: Run) -> pd.DataFrame:
-    """Every scored epoch of every trial, by number."""
-    points, records = read_points(run), {trial.label: trial for trial in run.trials()}
+def trials(run: Run, points: list[Point] | None = None) -> pd.DataFrame:
+    """Every scored epoch of every trial, by number; `points` are the run's, if known already."""
+    points = read_points(run) if points is None else points
+    records = {trial.label: trial for trial in run.trials()}
     names = metric_names({name for point in points for name in point.scores})
     columns = ["trial", "origin", "state", "epoch", "winner", *PARAMETERS]
     columns += [column for name in names for column in _metric_columns(name)] + ["seconds", "reason"]
@@ -107,24 +134,41 @@ def prompts(run: Run) -> pd.DataFrame:
     return _frame(rows, columns + metric_names(known))
 
 
+def embedded(run: Run, points: list[Point], found: Contests | None) -> list[Embedded]:
+    """For a page: trials and scores, which it carries along, and prompts, which are too many."""
+    frames = {"trials": trials(run, points), "scores": scores(run, found)}
+    kept = [Embedded(name, *ABOUT[name], len(frame), _rounded(frame)) for name, frame in frames.items()]
+    shown = [table for table in kept if table.num_rows]
+    return [*shown, Embedded("prompts", *ABOUT["prompts"], None, None)] if shown else []
+
+
 def write(run: Run, found: Contests | None = None) -> list[Path]:
     """All frames in all formats, into the run's folder `data`; returns the files."""
-    frames = {"trials": trials(run), "scores": scores(run, found), "prompts": prompts(run)}
-    return [
-        write_frame(frame, run.path / FOLDER / f"{name}.{format}", format)
-        for name, frame in frames.items()
-        for format in FORMATS
-    ]
+    for name, frame in {"trials": trials(run), "scores": scores(run, found), "prompts": prompts(run)}.items():
+        for format in FORMATS:
+            write_frame(frame, run.path / FOLDER / f"{name}.{format}", format)
+    return files(run)
+
+
+def files(run: Run) -> list[Path]:
+    """Those that `write` writes."""
+    return [run.path / FOLDER / f"{name}.{format}" for name in ABOUT for format in FORMATS]
 
 
 def write_frame(frame: pd.DataFrame, path: Path, format: Format) -> Path:
     """One file, replaced whole or not at all."""
     with replacing(path) as temporary:
-        if format == "parquet":
-            frame.to_parquet(temporary, index=False)
-        else:
-            temporary.write_text(csv(frame) if format == "csv" else json(frame), encoding="utf-8")
+        temporary.write_bytes(content(frame, format))
     return path
+
+
+def content(frame: pd.DataFrame, format: Format) -> bytes:
+    """Of a file."""
+    if format == "parquet":
+        buffer = BytesIO()
+        frame.to_parquet(buffer, index=False)
+        return buffer.getvalue()
+    return (csv(frame) if format == "csv" else json(frame)).encode()
 
 
 def csv(frame: pd.DataFrame) -> str:
@@ -137,6 +181,17 @@ def csv(frame: pd.DataFrame) -> str:
 def json(frame: pd.DataFrame) -> str:
     """A list of rows; null for what is missing."""
     return str(frame.to_json(orient="records", force_ascii=False, double_precision=15, indent=1)) + "\n"
+
+
+def _rounded(frame: pd.DataFrame) -> dict[str, Any]:
+    floats = frame.select_dtypes("float64").map(lambda value: float(f"{value:.{DIGITS}g}"))
+    rows = frame.assign(**{str(name): floats[name] for name in floats}).to_json(
+        orient="values", double_precision=15
+    )
+    return {"columns": list(frame), "rows": loads(rows)}
+
+
+FRAMES: dict[str, Callable[[Run], pd.DataFrame]] = {"trials": trials, "scores": scores, "prompts": prompts}
 
 
 def _not_a_formula(text: str) -> str:

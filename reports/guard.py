@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 HOST = "127.0.0.1"
@@ -21,6 +21,50 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+class Answer(NamedTuple):
+    """To whoever is not let in, as plain text."""
+
+    status: int
+    text: str
+    headers: dict[str, str]
+
+
+def refusal(token: str, *, path: str, query: str, host: str, cookies: str) -> Answer | None:
+    """What a request is answered unless it knows the token, None if it is let in.
+
+    The token in the query is answered with a cookie and the same address without it. `host` and `cookies` are
+    the request's headers.
+    """
+    name, _, port = host.partition(":")
+    cookie = f"bench-{port}"  # a browser sends a cookie to every port of a host
+    if name not in NAMES:
+        return Answer(400, f"{HOST} and localhost alone are served\n", {})
+    if _is_same(_cookie(cookies, cookie), token):
+        return None
+    if _is_same(parse_qs(query).get("token", [""])[0], token):
+        kept = f"{cookie}={token}; HttpOnly; SameSite=Strict; Path=/"
+        return Answer(303, "", {"location": path, "set-cookie": kept})
+    return Answer(403, "Open the whole address that bench has printed.\n", {})
+
+
+def new_token() -> str:
+    return secrets.token_urlsafe(32)
+
+
+def address(port: int, token: str, path: str = "/") -> str:
+    """To be opened by whoever may see the page."""
+    return f"http://{HOST}:{port}{path}?token={token}"
+
+
+def protection(policy: str) -> dict[str, str]:
+    """Headers of every answer."""
+    return {
+        "content-security-policy": policy,
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guard:
     """An ASGI application in front of another."""
@@ -28,31 +72,24 @@ class Guard:
     application: Application
     policy: str
     """The Content-Security-Policy of every answer."""
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+    token: str = field(default_factory=new_token, repr=False)
 
     def address(self, port: int) -> str:
         """To be opened by whoever may see the page."""
-        return f"http://{HOST}:{port}/?token={self.token}"
+        return address(port, self.token)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.application(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        name, _, port = headers.get("host", "").partition(":")
-        cookie = f"bench-{port}"  # a browser sends a cookie to every port of a host
-        if name not in NAMES:
-            await _answer(send, scope, 400, f"{HOST} and localhost alone are served\n")
-        elif self._is_known(_cookie(headers.get("cookie", ""), cookie)):
+        query, path = scope["query_string"].decode("latin-1"), scope["path"]
+        asking = {"host": headers.get("host", ""), "cookies": headers.get("cookie", "")}
+        refused = refusal(self.token, path=path, query=query, **asking)
+        if refused is None:
             await self.application(scope, receive, self._with_policy(send))
-        elif self._is_known(_asked(scope)):
-            kept = f"{cookie}={self.token}; HttpOnly; SameSite=Strict; Path=/"
-            await _answer(send, scope, 303, "", location=scope["path"], **{"set-cookie": kept})
         else:
-            await _answer(send, scope, 403, "Open the whole address that bench has printed.\n")
-
-    def _is_known(self, given: str) -> bool:
-        return secrets.compare_digest(given.encode(), self.token.encode())
+            await _answer(send, scope, refused)
 
     def _with_policy(self, send: Send) -> Send:
         async def sending(message: MutableMapping[str, Any]) -> None:
@@ -64,11 +101,11 @@ class Guard:
 
 
 def _headers(policy: str) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"content-security-policy", policy.encode()),
-        (b"referrer-policy", b"no-referrer"),
-        (b"x-content-type-options", b"nosniff"),
-    ]
+    return [(name.encode(), value.encode()) for name, value in protection(policy).items()]
+
+
+def _is_same(given: str, token: str) -> bool:
+    return secrets.compare_digest(given.encode(), token.encode())
 
 
 def _cookie(header: str, name: str) -> str:
@@ -79,17 +116,11 @@ def _cookie(header: str, name: str) -> str:
     return str(found.value) if found else ""
 
 
-def _asked(scope: Scope) -> str:
-    """The token in the address."""
-    query: bytes = scope["query_string"]
-    return parse_qs(query.decode("latin-1")).get("token", [""])[0]
-
-
-async def _answer(send: Send, scope: Scope, status: int, text: str, **headers: str) -> None:
+async def _answer(send: Send, scope: Scope, answer: Answer) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
-    given = {"content-type": "text/plain; charset=utf-8", "cache-control": "no-store", **headers}
+    given = {"content-type": "text/plain; charset=utf-8", "cache-control": "no-store", **answer.headers}
     encoded = [(name.encode(), value.encode()) for name, value in given.items()]
-    await send({"type": "http.response.start", "status": status, "headers": encoded})
-    await send({"type": "http.response.body", "body": text.encode()})
+    await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
+    await send({"type": "http.response.body", "body": answer.text.encode()})

@@ -15,7 +15,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from bench.comparison import Comparison, Side
-from bench.listing import RunState, state_of
 from bench.run import Run, has_evaluation, read_evaluation, read_losses
 from bench.sheet import Sheet
 from reports import (
@@ -33,6 +32,7 @@ from reports import (
 from reports.images import thumbnail
 from reports.outcome import outcome
 from reports.show import ImageRow, images_of_run
+from reports.state import State, state_of
 from reports.tables import Setting
 from reports.trials import importances, read_points
 from reports.verdict import Contests, Verdict, contests, verdict
@@ -56,14 +56,16 @@ class OpenRun:
         return self.run.path
 
     @property
-    def state(self) -> RunState:
+    def state(self) -> State:
         """As it is now."""
-        return state_of(self.run, self.run.trials())
+        return state_of(self.run)
 
     @cached_property
     def verdict(self) -> Verdict:
         """`headline`, `detail` and `facts`, as the report says them."""
-        return verdict(self.run, self.run.result(), read_points(self.run), self._contests)
+        is_running = self.state == "running"
+        points = read_points(self.run)
+        return verdict(self.run, self.run.result(), points, self._contests, is_running=is_running)
 
     @cached_property
     def settings(self) -> pd.DataFrame:

@@ -3,7 +3,8 @@
 `bench search --json` prints schema_version (1), these keys, and where the `report` is; what is not known is
 null.
 
-    name, path, state                       state: see `RunState` in bench/listing.py; or damaged, foreign
+    name, path, state                       finished, running, unfinished, failed, empty (reports/state.py),
+                                            damaged or foreign
     problem                                 why it cannot be read
     base, data, select_by, created          what was searched, by which metric; ISO 8601, UTC
     trials_done, trials_wanted, seconds     seconds of the whole search, of a finished one
@@ -20,8 +21,9 @@ from typing import Any, NamedTuple
 
 from bench.comparison import Comparison
 from bench.errors import BenchError, one_line
-from bench.listing import Listed, size_of, state_of
+from bench.listing import Listed, size_of
 from bench.run import Result, Run
+from reports.state import state_of
 from reports.trials import read_points
 from reports.verdict import Contests, contests, verdict, winner_of
 
@@ -79,14 +81,15 @@ def _read(run: Run, size: int) -> Outcome:
     found = contests_of_winner(run, result) if result else None
     points = [] if result else read_points(run)
     won = found.over_base.get(winner_of(result).label) if found and result else None
+    state = state_of(run)
     return Outcome(
         name=run.metadata.name,
         path=run.path,
-        state=state_of(run, trials),
+        state=state,
         size=size,
         run=run,
         trials_done=sum(trial.state != "running" for trial in trials),
-        headline=verdict(run, result, points, found).headline,
+        headline=verdict(run, result, points, found, is_running=state == "running").headline,
         result=result,
         over_default=_lead(found.over_default if found else None),
         over_base=_lead(won),

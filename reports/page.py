@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.io
 from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -19,7 +19,7 @@ from bench.secrets import masked
 from reports import wording
 from reports.cards import Card
 
-SCRIPTS = ("page.js", "viewer.js", "cards.js", "parallel.js")
+SCRIPTS = ("page.js", "viewer.js", "cards.js", "parallel.js", "exports.js", "index.js")
 EMPTY: Mapping[str, Card] = {}
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob: 'self' file:; "
@@ -29,16 +29,29 @@ CONTENT_SECURITY_POLICY = (
 themselves; blob: is for their own "download as an image" button. Images in full size lie beside the page."""
 
 
+class Live(NamedTuple):
+    """What a page that is served while it grows has to know."""
+
+    version: str
+    """Of what it shows: the browser asks for newer ones."""
+    num_scored: int
+    """Evaluations that it shows."""
+    over: str
+    """What is said once no more will come; empty before."""
+
+
 def render(
     template: str,
     *,
     figures: dict[str, Figure | None],
     cards: Mapping[str, Card] = EMPTY,
+    live: Live | None = None,
     **context: Any,
 ) -> str:
     """The page; `figures` are shown where the template names their fixed id, `cards` at their points."""
+    context |= {"cards": _plain(cards), "live": live} | ({"policy": live_policy()} if live else {})
     data = {name: json.loads(masked(plotly.io.to_json(figure))) for name, figure in figures.items() if figure}
-    return environment().get_template(template).render(figures=data, cards=_plain(cards), **context)
+    return environment().get_template(template).render(figures=data, **context)
 
 
 @cache
@@ -63,10 +76,14 @@ def environment() -> Environment:
         "capital": wording.capital,
     }
     script, plotly_script = "\n".join(map(_text, SCRIPTS)), get_plotlyjs()
+    live_script = _text("live.js")
     environment.globals |= {
         "policy": policy(script, plotly_script),
+        "live_policy": policy(script, plotly_script, live_script),
         "css": Markup(_text("page.css")),
         "script": Markup(script),
+        "live_script": Markup(live_script),
+        "index_css": Markup(_text("index.css")),
         "plotly_script": Markup(plotly_script),
         "version": __version__,
     }
@@ -77,6 +94,11 @@ def policy(*scripts: str) -> str:
     """That lets a page run these scripts and load nothing."""
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     return CONTENT_SECURITY_POLICY.format(scripts=" ".join(f"'sha256-{digest}'" for digest in digests))
+
+
+def live_policy() -> str:
+    """Of a page that this machine serves: it may also ask the server."""
+    return str(environment().globals["live_policy"]).replace(" file:", "") + "; connect-src 'self'"
 
 
 def _plain(cards: Mapping[str, Card]) -> dict[str, dict[str, Any]]:

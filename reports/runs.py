@@ -16,9 +16,9 @@ from reports.wording import MISSING, plus_minus, source_name, trial_name
 
 SCHEMA_VERSION = 1
 STYLES = {
-    "complete": "green",
+    "finished": "green",
     "running": "cyan",
-    "interrupted": "yellow",
+    "unfinished": "yellow",
     "failed": "bold red",
     "damaged": "bold red",
 }

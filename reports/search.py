@@ -12,6 +12,7 @@ from reports import (
     cards,
     concepts,
     course,
+    exports,
     failures,
     figures,
     floor,
@@ -45,14 +46,15 @@ class Recommended(NamedTuple):
 
 
 def write(run: Run) -> Path:
-    """Write run.path/"report.html"; works for a search in any state."""
+    """Write run.path/"report.html", and data/ beside it; works for a search in any state."""
     path = run.path / "report.html"
+    exports.write(run)
     write_text(path, render(run))
     return path
 
 
-def render(run: Run) -> str:
-    """The page as text."""
+def render(run: Run, live: page.Live | None = None) -> str:
+    """The page as text; `live` if it is served while it grows."""
     points, result = read_points(run), run.result()
     splits: tuple[Split, ...] = ("dev", "test")
     base = {split: _scores(run.base_folder(split)) for split in splits}
@@ -61,10 +63,11 @@ def render(run: Run) -> str:
     cut = slices.slices(run, points, base["dev"])
     return page.render(
         "search.html.j2",
+        live=live,
         run=run.metadata,
         space=run.space,
         metric=METRICS[run.space.select_by],
-        verdict=verdict(run, result, points, found),
+        verdict=verdict(run, result, points, found, is_running=bool(live and not live.over)),
         advice=advice.advise(advice.of_search(run, result)) if points else None,
         recommended=recommended(run, result) if result else None,
         proof=proof.prove(run, result, found, base["test"]) if result and found else None,
@@ -84,6 +87,7 @@ def render(run: Run) -> str:
         importances=weight,
         origins=tables.origins(run.metadata),
         costs=tables.costs(run, result),
+        exports=exports.embedded(run, points, found),
         space_yaml=yaml.dump(run.space),
         figures={
             **(proof.proof_figures(result, found) if result and found else {}),

@@ -54,7 +54,7 @@ def show(found: Outcome) -> Group:
     assert run
     points = read_points(run)
     contested = contests(run, result) if result else None
-    said = verdict(run, result, points, contested)
+    said = verdict(run, result, points, contested, is_running=found.state == "running")
     headline = Text(printable(said.headline), TONE[said.tone])
     parts: list[RenderableType] = [_head(found), headline, Text(printable(said.detail))]
     if result and contested:

@@ -45,13 +45,19 @@ def as_json(found: Outcome) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "outcome": outcome_json(found),
-        "detail": verdict(run, result, read_points(run), contested).detail,
+        "detail": _detail(found, contested),
         "recommended": _recommended(run, result) if result else None,
         "candidates": [_candidate(each, result, contested) for each in ranked(result)] if result else [],
         "over_default": _comparison(contested.over_default),
         "trials": [_trial(record) for record in run.trials()],
         "notes": list(run.metadata.notes),
     }
+
+
+def _detail(found: Outcome, contested: Contests) -> str:
+    assert found.run
+    is_running = found.state == "running"
+    return verdict(found.run, found.result, read_points(found.run), contested, is_running=is_running).detail
 
 
 def trial_as_json(record: TrialRecord) -> dict[str, Any]:

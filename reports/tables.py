@@ -294,7 +294,18 @@ def costs(run: Run, result: Result | None) -> list[tuple[str, str]]:
     )
     return [
         ("whole search", duration(result.seconds) if result else "not finished"),
+        *(_device_costs(result) if result else ()),
         ("trials", f"{len(records)} of {run.space.trials}" + (f": {counts}" if counts else "")),
         ("retrainings", str(len(run.confirmations()))),
         ("scored (trial, epoch)", str(sum(len(record.epochs) for record in records))),
     ]
+
+
+def _device_costs(result: Result) -> list[tuple[str, str]]:
+    known = []
+    if result.device_seconds is not None:
+        known.append(("device-seconds", number(result.device_seconds, 0)))
+    energy = "not counted by this machine"
+    if result.joules is not None:
+        energy = f"{number(result.joules / 3.6e6, 3)} kWh used by the devices"
+    return [*known, ("energy", energy)]

@@ -47,7 +47,14 @@ class Verdict(NamedTuple):
     """By how much, in a sentence."""
 
 
-def verdict(run: Run, result: Result | None, points: list[Point], found: Contests | None = None) -> Verdict:
+def verdict(
+    run: Run,
+    result: Result | None,
+    points: list[Point],
+    found: Contests | None = None,
+    *,
+    is_running: bool = False,
+) -> Verdict:
     """`found` are the contests of the result, if they are known already."""
     if result is not None:
         return _finished(result, found or contests(run, result))
@@ -55,7 +62,7 @@ def verdict(run: Run, result: Result | None, points: list[Point], found: Contest
         return Verdict("open", "Nothing has been tried yet.", "The run folder holds no trial.", [])
     leading = best(points, run.space.select_by)
     if leading:
-        return _unfinished(run, points, leading)
+        return _unfinished(run, points, leading, is_running)
     if all(point.state == "failed" for point in points):
         return Verdict("open", "Every trial failed.", _reasons(points), [])
     return Verdict("open", "No trial has been scored yet.", _reasons(points), [])
@@ -189,7 +196,7 @@ def _fact(label: str, row: MetricComparison, outcome: Outcome, track: Track) -> 
     return Fact(label, decided, f"95 %: {span(row.low, row.high)}", outcome, track)
 
 
-def _unfinished(run: Run, points: list[Point], found: Point) -> Verdict:
+def _unfinished(run: Run, points: list[Point], found: Point, is_running: bool) -> Verdict:
     metric = METRICS[run.space.select_by]
     score = found.scores[metric.name]
     gain = plus_minus(score.gain, score.gain_stderr, signed=True)
@@ -199,10 +206,12 @@ def _unfinished(run: Run, points: list[Point], found: Point) -> Verdict:
         f"{plus_minus(score.value, score.stderr)} ({gain} against the base) on "
         f"{plural(score.num_prompts, 'dev prompt')}; "
         f"{plural(len(labels), 'trial')} of {run.space.trials} scored. "
-        "The best of many trials is flattered by chance: nothing is confirmed yet. "
-        "Run the same search command again to go on."
+        "The best of many trials is flattered by chance: nothing is confirmed yet."
     )
-    return Verdict("open", "The search has not finished.", detail, [])
+    if is_running:
+        return Verdict("open", "The search is running.", detail, [])
+    again = "Run the same search command again to go on."
+    return Verdict("open", "The search has not finished.", f"{detail} {again}", [])
 
 
 def _reasons(points: list[Point]) -> str:

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -40,7 +40,7 @@ def serving_postgres(folder: Path, address: str = "") -> Iterator[str]:
 
     call("initdb", "--username=bench", "--auth=trust")
     if address:
-        (folder / "data" / "pg_hba.conf").write_text("host all all samenet trust\n")
+        (folder / "data" / "pg_hba.conf").write_text("local all all trust\nhost all all samenet trust\n")
     options = f"-c listen_addresses={address} -c unix_socket_directories={folder}"
     call("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
     try:
@@ -87,3 +87,40 @@ def serving_bucket(patch: pytest.MonkeyPatch) -> Iterator[str]:
         yield "s3://trained"
     finally:
         server.stop()
+
+
+@contextmanager
+def apart() -> Iterator[tuple[str, str, str]]:
+    """Two network namespaces, as two machines are, and the address of this one that both reach.
+
+    A command runs in one of them with `ip netns exec NAME`. Skips where none can be made.
+    """
+    names = [f"bench{os.getpid()}{end}" for end in "ab"]
+    try:
+        try:
+            for number, name in enumerate(names, start=1):
+                connect(name, f"10.213.{number}")
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no network namespaces can be made here: {error}")
+        yield names[0], names[1], "10.213.1.1"
+    finally:
+        for name in names:
+            with suppress(OSError, subprocess.CalledProcessError):
+                call_ip("netns", "delete", name)
+
+
+def connect(name: str, network: str) -> None:
+    """Make a namespace, .2 of that network, with a cable to .1 here."""
+    call_ip("netns", "add", name)
+    call_ip("link", "add", f"{name}h", "type", "veth", "peer", "name", name, "netns", name)
+    call_ip("address", "add", f"{network}.1/24", "dev", f"{name}h")
+    call_ip("link", "set", f"{name}h", "up")
+    call_ip("-n", name, "address", "add", f"{network}.2/24", "dev", name)
+    call_ip("-n", name, "link", "set", name, "up")
+    call_ip("-n", name, "link", "set", "lo", "up")
+    call_ip("-n", name, "route", "add", "default", "via", f"{network}.1")
+
+
+def call_ip(*arguments: str) -> None:
+    """Of Debian's iproute2."""
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)

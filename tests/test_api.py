@@ -52,7 +52,7 @@ def opened(built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Open
 
 
 def test_a_run_is_frames(opened: OpenRun) -> None:
-    assert (opened.name, opened.state, opened.path) == ("run_a", "complete", Path("runs/run_a"))
+    assert (opened.name, opened.state, opened.path) == ("run_a", "finished", Path("runs/run_a"))
     assert opened.verdict.headline == "Trial 2 wins."
     trials = opened.trials
     assert {"trial", "epoch", "state", "rank", "learning_rate", "similarity", "similarity_stderr"} <= {
@@ -84,7 +84,7 @@ def test_its_figures_are_those_of_the_report(opened: OpenRun) -> None:
 
 
 def test_a_run_shows_itself_escaped(opened: OpenRun) -> None:
-    assert repr(opened) == "<bench run 'run_a' (complete): Trial 2 wins.>"
+    assert repr(opened) == "<bench run 'run_a' (finished): Trial 2 wins.>"
     text = opened._repr_html_()
     assert "<h3>Trial 2 wins.</h3>" in text
     assert "a &lt;b&gt;red&lt;/b&gt; apple" in text and "<b>" not in text and "<script" not in text

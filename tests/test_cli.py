@@ -13,7 +13,7 @@ from bench import cli
 from bench.comparison import compare
 from bench.lock import locked
 from bench.run import Run
-from reports import compare_json
+from reports import compare_json, search_json
 
 Command = Callable[..., tuple[int, str, str]]
 """The fixture `bench`."""
@@ -33,19 +33,21 @@ def test_flags_are_frozen() -> None:
     assert flags == {
         "search": [
             *("space", "base", "data", "name", "trials", "budget", "seed", "floor"),
-            *("new_run", "yes", "quiet", "as_json", "storage", "artifacts", "executor", "force"),
+            *("new_run", "yes", "quiet", "as_json", "storage", "artifacts", "executor", "force", "live"),
         ],
-        "worker": ["run", "storage", "artifacts", "base", "data", "quiet"],
+        "worker": ["run", "storage", "artifacts", "base", "data", "quiet", "force"],
         "floor": ["space", "base", "data", "name", "seeds", "seed", "quiet"],
         "train": ["config", "hub_model_id", "quiet"],
         "runs": ["as_json"],
         "show": ["run", "trial", "as_json"],
-        "report": ["run"],
+        "report": ["run", "as_json"],
+        "index": ["folder"],
         "compare": ["sides", "fail_on", "as_json", "space", "base", "data", "name", "quiet"],
         "score": ["adapters", "weights", "as_json", "space", "base", "data", "name", "quiet"],
         "export": ["run", "layout", "trial", "epoch"],
         "push": ["run", "target", "public", "yes"],
         "try": ["run", "base", "port"],
+        "dashboard": ["run", "storage", "port"],
         "speed": ["space", "base", "as_json"],
         "clean": ["run", "dry_run"],
         "doctor": ["run", "fix", "as_json"],
@@ -93,6 +95,8 @@ def test_flags_are_frozen() -> None:
             "bench: --storage: cannot be used: it is no",
         ),
         (("report", "none"), "bench: none: no such run; in runs/ are: none"),
+        (("dashboard", "none"), "bench: none: no such run; in runs/ are: none"),
+        (("index",), "bench: runs: no such folder; `bench search` makes it with the first run"),
         (("doctor", "none"), "bench: none: no such run; in runs/ are: none"),
         (("doctor", "--fix"), "bench: --fix: only with a run"),
         (("clean", "none"), "bench: none: no such run; in runs/ are: none"),
@@ -237,6 +241,39 @@ def test_report_is_written_again(bench: Command, tmp_path: Path) -> None:
     assert bench("report", "one")[0] == 0
     assert bench("report", "runs/two")[0] == 0
     assert (tmp_path / "runs" / "two" / "report.html").exists()
+
+
+@pytest.mark.usefixtures("two_runs")
+def test_a_report_for_programs_is_documented(bench: Command, tmp_path: Path) -> None:
+    code, output, _ = bench("report", "one", "--json")
+    data, run = strict(output), Run.open(tmp_path / "runs" / "one")
+    assert code == 0 and (data["state"], data["winner"]["label"]) == ("finished", "0002")
+    assert Path(data["report"]).exists() and all(Path(file).exists() for file in data["data_files"])
+    assert data["trials"] == json.loads((run.path / "data" / "trials.json").read_text(encoding="utf-8"))
+    assert data["scores"] == json.loads((run.path / "data" / "scores.json").read_text(encoding="utf-8"))
+    documented = str(search_json.__doc__)
+    keys = {key for part in (data, data["verdict"], data["winner"], *data["advice"]) for key in part}
+    assert all(re.search(rf"\b{key}\b", documented) for key in keys)
+
+
+@pytest.mark.parametrize("ending", ["interrupted", "failed", "empty"])
+def test_a_search_without_a_result_is_told_to_programs_too(
+    bench: Command, make_run: Callable[..., Run], ending: str
+) -> None:
+    make_run("runs/one", ending=ending)
+    code, output, _ = bench("report", "one", "--json")
+    data = strict(output)
+    assert code == 0 and (data["winner"], data["seconds"], data["scores"]) == (None, None, [])
+    assert data["state"] == {"interrupted": "unfinished"}.get(ending, ending)
+
+
+@pytest.mark.usefixtures("two_runs")
+def test_an_index_links_to_the_reports(bench: Command, tmp_path: Path) -> None:
+    bench("report", "one")
+    code, output, _ = bench("index")
+    assert (code, output) == (0, "Index: runs/index.html\n")
+    page = (tmp_path / "runs" / "index.html").read_text(encoding="utf-8")
+    assert 'href="one/report.html"' in page and 'href="two/report.html"' not in page
 
 
 @pytest.mark.usefixtures("two_runs")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench import energy
-from bench.energy import Counter, Meter
+from bench.energy import Cost, Counter, Meter
 
 
 def test_a_meter_counts_from_when_it_was_made() -> None:
@@ -43,3 +43,8 @@ def test_packages_of_processors_are_read_and_their_parts_are_not(tmp_path: Path)
 def test_gpus_of_this_machine_count_upwards_or_are_not_known() -> None:
     for counter in energy.counters("cuda"):
         assert counter.read() > 0
+
+
+def test_costs_add_up_and_energy_is_known_only_where_all_was_counted() -> None:
+    assert Cost(1, 2, 3.0).plus(Cost(10, 20, 30.0)) == Cost(11, 22, 33.0)
+    assert Cost(1, 2, None).plus(Cost(10, 20, 30.0)).joules is None

@@ -517,7 +517,7 @@ def test_pages_load_nothing_and_say_so_to_the_browser(make_run: MakeRun) -> None
         assert page.values("link", "href") == []
         for link in page.values("a", "href"):
             assert (
-                link.startswith(("#", "winner/", "trials/", "confirm/", "base/", "real/"))
+                link.startswith(("#", "winner/", "trials/", "confirm/", "base/", "real/", "data/"))
                 and ".." not in link
             )
         policy = next(value for value in page.values("meta", "content") if "default-src" in value)

@@ -15,9 +15,9 @@ from conftest import Sketch, build_run
 from PIL import Image
 
 from bench import cli
-from bench.listing import list_runs, size_of, state_of
+from bench.listing import Listed, list_runs, size_of
 from bench.lock import locked
-from bench.run import Run, end_trial, start_trial
+from bench.run import Run
 from reports import outcome, runs, show_json
 from reports.outcome import outcome_of
 from reports.terminal import HEIGHT, escaped, protocol_of, strip
@@ -61,9 +61,9 @@ def test_every_folder_is_a_row_with_its_state(bench: Bench, shelf: Path) -> None
     rows = [line.split() for line in output.splitlines()[1:] if line[0] != " "]
     states = {row[0]: row[1] for row in rows}
     assert states == {
-        "begun": "interrupted",
-        "default": "complete",
-        "done": "complete",
+        "begun": "unfinished",
+        "default": "finished",
+        "done": "finished",
         "empty": "empty",
         "fails": "failed",
         "old": "damaged",
@@ -107,17 +107,14 @@ def test_a_damaged_result_or_trial_is_a_row_too(built: Path, tmp_path: Path) -> 
     assert states["done"] == states["begun"] == states["default"] == "damaged"
 
 
-def test_states_follow_what_is_left_to_do(make_run: MakeRun) -> None:
-    run = make_run("runs/mine")
-    assert state_of(run, run.trials()) == "complete"
+def test_a_search_that_runs_is_said_to_run(make_run: MakeRun) -> None:
+    run = make_run("runs/mine", ending="interrupted")
     with locked(run.path):
-        assert state_of(run, run.trials()) == "running"
-    start_trial(run.trial_folder(9), run.space.default, "sampled")
-    assert state_of(run, run.trials()) == "interrupted"
-    end_trial(run.trial_folder(9), "complete", 1.0)
-    assert state_of(run, run.trials()) == "complete"
+        found = outcome_of(Listed(path=run.path, run=run))
+    assert (found.state, found.headline) == ("running", "The search is running.")
     with locked(run.path):
         pass  # the file of the lock stays, and who only looked does not hold it
+    assert outcome_of(Listed(path=run.path, run=run)).state == "unfinished"
 
 
 def test_size_counts_every_file_once(tmp_path: Path) -> None:
@@ -141,10 +138,10 @@ def test_no_runs_are_said(bench: Bench) -> None:
     [
         (
             "done",
-            ("done: complete, 6 of 16", "Trial 2 wins.", "Recommended", "Confirmed scores", "trial 5: "),
+            ("done: finished, 6 of 16", "Trial 2 wins.", "Recommended", "Confirmed scores", "trial 5: "),
         ),
         ("default", ("Keep the default config.", "Confirmed scores")),
-        ("begun", ("begun: interrupted", "The search has not finished.", "Best so far: trial 2", "Failures")),
+        ("begun", ("begun: unfinished", "The search has not finished.", "Best so far: trial 2", "Failures")),
         ("fails", ("fails: failed", "Every trial failed.", "trial 0: \\x1b[31mout of memory")),
         ("empty", ("empty: empty, 0 of 16", "Nothing has been tried yet.", "whole search")),
     ],

@@ -29,7 +29,7 @@ def test_a_search_tells_what_it_came_to(bench: Bench, space: str, capsys: pytest
     data: dict[str, Any] = json.loads(output)
     assert code == 0
     assert "Run: runs/mine" in errors and "Estimate: about " in errors
-    assert (data["name"], data["state"], data["report"]) == ("mine", "complete", "runs/mine/report.html")
+    assert (data["name"], data["state"], data["report"]) == ("mine", "finished", "runs/mine/report.html")
     found = api.search(space, name="mine", quiet=True)  # goes on with what has ended
     assert isinstance(found, OpenRun)
     assert capsys.readouterr().out == ""

@@ -8,12 +8,27 @@ from typing import Any
 
 import pytest
 
+from bench import room as room_module
 from bench.base import BaseModel
 from bench.errors import UsageError
 from bench.files import size_text
-from bench.room import Done, Sizes, adapter_size, done_in, needed, sizes_of, usual
-from bench.run import Run, adapter_file
-from bench.session import Command, run_search
+from bench.room import (
+    FLOOR,
+    WORKER,
+    Done,
+    Sizes,
+    Task,
+    adapter_size,
+    done_in,
+    evaluation,
+    needed,
+    sizes_of,
+    usual,
+)
+from bench.run import Run, adapter_file, file_digests
+from bench.series import find_series
+from bench.session import Command, run_adapters, run_floor, run_scores, run_search, run_worker
+from bench.shared import Place, share
 from bench.space import load_space
 
 SIZES = Sizes(
@@ -79,6 +94,77 @@ def test_what_is_done_needs_no_room_again() -> None:
     assert (half.base, half.cache) == (0, 0)
     assert half.confirmation == whole.confirmation
     assert needed(space, SIZES, Done(trials=space.trials + 5)).trials == 0
+
+
+def test_a_worker_needs_room_for_trials_alone_about_half_of_them() -> None:
+    space = load_space("default")
+    whole, part = needed(space, SIZES), needed(space, SIZES, task=WORKER)
+    assert part == replace(whole, confirmation=0)
+    assert usual(space, SIZES, task=WORKER).trials == pytest.approx(usual(space, SIZES).trials / 2, abs=1)
+
+
+def test_a_floor_needs_room_for_trainings_of_the_default_alone() -> None:
+    space = load_space("default")
+    whole, floor = needed(space, SIZES), needed(space, SIZES, task=FLOOR)
+    assert (floor.trials, floor.base) == (0, whole.base)
+    assert 0 < floor.confirmation < whole.confirmation
+    ended = Done(trainings=max(space.confirm.seeds, space.floor), has_base=True)
+    assert needed(space, SIZES, ended, FLOOR).total == 0
+
+
+def test_adapters_that_are_scored_need_room_for_their_images() -> None:
+    space = load_space("default")
+    task = Task(name="scoring", drawings=[("a", "dev"), ("b", "dev"), ("", "test")])
+    room = needed(space, SIZES, Done(has_base=True), task)
+    drawn = [evaluation(SIZES, SIZES.num_drawn[split]) for _, split in task.drawings]
+    assert room.total == room.drawings == sum(drawn)
+
+
+@pytest.mark.parametrize("verb", ["worker", "floor", "score", "compare"])
+def test_every_verb_that_writes_much_looks_at_the_disk_first(
+    make_command: Callable[..., Command],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    searched: Any,
+    verb: str,
+) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    command, adapter = make_command(tmp_path), adapter_file(searched.run.trial_folder(0), 2)
+    place = Place(url=f"sqlite:///{tmp_path}/both.db", artifacts=str(tmp_path / "artifacts"))
+    if verb == "worker":
+        with share(searched.run, place, takes_over=True):
+            pass
+    monkeypatch.setattr(room_module, "free_bytes", lambda path: 1000)
+    names = {"worker": "this machine's part of the search", "floor": "the floor"}
+    with pytest.raises(UsageError) as refused:
+        match verb:
+            case "worker":
+                run_worker(replace(command, name="small"), place, {})
+            case "floor":
+                run_floor(command)
+            case "score":
+                run_scores(command, find_series([adapter]))
+            case _:
+                run_adapters(command, file_digests([adapter]))
+    said = str(refused.value)
+    assert said.startswith(f"{tmp_path / 'runs'}: {names.get(verb, 'scoring')} needs about ")
+    assert said.endswith("and 0.0 MB are free; `bench clean RUN` removes what finished runs need no more")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_adapters_that_were_drawn_need_no_room_again(
+    make_command: Callable[..., Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, searched: Any
+) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(searched.cache))
+    command, adapter = make_command(tmp_path), adapter_file(searched.run.trial_folder(0), 2)
+    run_adapters(command, file_digests([adapter]))
+    monkeypatch.setattr(room_module, "free_bytes", lambda path: 1000)
+    run_adapters(command, file_digests([adapter]))
+    assert "Note: scoring takes about 0.0 MB of disk, at most 0.0 MB (nothing)" in said_by(command)
+
+
+def said_by(command: Command) -> str:
+    return command.console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
 def test_what_is_usual_has_lighter_adapters_and_fewer_rungs() -> None:

@@ -28,6 +28,7 @@ from bench.fit import find_fit
 from bench.lock import locked
 from bench.packs import Job, _check_device
 from bench.progress import PlainProgress
+from bench.room import SEARCH
 from bench.run import Run
 from bench.session import Command, Engine, at_work, open_session, packs_of, run_search
 from bench.space import load_space
@@ -169,7 +170,7 @@ def test_the_lock_is_held_until_the_last_worker_has_ended(
             held.append(True)
         ended(process)
 
-    with at_work(command(), "two", is_search=True):
+    with at_work(command(), "two", SEARCH):
         monkeypatch.setattr(Process, "kill", watched)
     assert held == [True, True]
     assert not psutil.Process().children(recursive=True)

@@ -3,8 +3,9 @@
     python tests/faults/soak.py --trials 30 --seeds 0 1 2 3 4 5 --faults 40 --folder /tmp/soak
 
 Each seed is searched twice on a tiny SDXL, by two workers: undisturbed, and under random kills of workers and
-of the parent, which is started again until the search is done. A fault strikes within a second or so after
-something new was written, so that work goes on between two of them. Then every trial must be there once, in
+of the parent, which is started again until the search is done. Half of the faults strike within a second or
+so after something new was written, so that work goes on between them, the others at any time: while processes
+start, load, train, score, confirm. Then every trial must be there once, in
 the folder and in Optuna's study, with the scores of an undisturbed training of its configuration: those that
 the undisturbed search did not train are trained alone. Prints a row a seed; exits with 1 if anything differs.
 """
@@ -61,7 +62,9 @@ SPACE: dict[str, Any] = {
 KINDS = ("worker SIGKILL", "worker SIGKILL", "parent SIGKILL", "parent SIGTERM", "parent SIGINT")
 """Half of what strikes, about, strikes a worker."""
 DELAY = 1.5
-"""Seconds, at most, between something new and a fault."""
+"""Seconds, at most, between something new and a fault that waits for it."""
+PAUSE = 10.0
+"""Seconds, at most, before a fault that waits for nothing."""
 STALLED = 900
 """Seconds without anything new."""
 
@@ -164,14 +167,24 @@ def disturb(folder: Path, seed: int, faults: int, outcome: Outcome) -> None:
         outcome.starts += 1
         parent = start(folder, "stormy", seed)
         try:
-            while outcome.faults.total() < faults and is_at_work(parent, path):
-                time.sleep(dice.uniform(0, DELAY))
+            while outcome.faults.total() < faults and waited(parent, path, dice):
                 if kind := strike(parent, dice.choice(KINDS), dice):
                     outcome.faults[kind] += 1
             parent.wait(timeout=STALLED)
         finally:
             parent.kill()
             parent.wait()
+
+
+def waited(parent: subprocess.Popen[bytes], path: Path, dice: random.Random) -> bool:
+    """Until the next fault is due; False if the parent has ended before."""
+    if dice.random() < 0.5:
+        time.sleep(dice.uniform(0, PAUSE))
+        return parent.poll() is None
+    if not is_at_work(parent, path):
+        return False
+    time.sleep(dice.uniform(0, DELAY))
+    return True
 
 
 def is_at_work(parent: subprocess.Popen[bytes], path: Path) -> bool:

@@ -24,17 +24,19 @@ import yaml
 from faults.soak import soak
 from optuna.trial import TrialState
 from rich.console import Console
+from typer.testing import CliRunner
 
-from bench import cli
+from bench import cli, filesystem
 from bench.base import Bucket
 from bench.config import TrialConfig
 from bench.errors import BenchError, MismatchError, UsageError
 from bench.filesystem import network_kind, refuse_network
 from bench.packs import Job, Packs, Trainer
 from bench.progress import PlainProgress
+from bench.provenance import check_same
 from bench.run import Run, TrialRecord, epoch_folder, has_evaluation, read_losses, read_trial, start_trial
 from bench.searcher import Searcher, new_study, open_study
-from bench.session import Command, Engine, _check_same, open_session, packs_of, run_search
+from bench.session import Command, Engine, open_session, packs_of, run_search
 from bench.shared import ALIVE, Place, share
 from bench.space import SearchSpace, load_space
 from bench.yaml import parse
@@ -556,7 +558,7 @@ def test_a_changed_parameter_is_refused(
     changed = {**known, "parameters": {**known["parameters"], parameter: value}}
     given = SearchSpace.model_validate(changed).model_dump(mode="json")
     with pytest.raises(MismatchError, match=r"with another space\.parameters\..* -> ") as caught:
-        _check_same(run, replace(run.metadata, space=given))
+        check_same(run, replace(run.metadata, space=given))
     seen(str(caught.value).replace(str(run.path), "runs/tiny"))
 
 
@@ -693,6 +695,18 @@ def test_sqlite_on_a_network_file_system_is_refused_or_warned_of(seen: Seen) -> 
 )
 def test_only_sqlite_is_looked_for(storage: str | None, file: Path | None) -> None:
     assert cli._sqlite_file(storage) == file
+
+
+@pytest.mark.fault(25)
+@pytest.mark.parametrize("verb", [["search"], ["worker", "mine"]])
+def test_every_verb_that_opens_a_shared_study_looks_where_it_lies(
+    verb: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystem, "_mounts", lambda: [("/", "ext4"), (str(tmp_path), "nfs4")])
+    file = tmp_path / "both.db"
+    asked = CliRunner().invoke(cli.app, [*verb, "--storage", f"sqlite:///{file}", "--artifacts", "a"])
+    assert str(asked.exception).startswith(f"{file}: is on nfs4, a network file system, where SQLite's locks")
+    assert not file.exists()
 
 
 @pytest.mark.fault(25)

@@ -5,7 +5,7 @@ drawn, scored and recorded as a search does it, first on one device, then on --d
 time in a process of its own with a warm cache. On GPUs: a full-size SDXL with random weights, written to the
 folder once (7 GB). Without a GPU: the bundled base, on parts of the processor, which tests the script.
 
-With `--executor ray` a device is a node of a Ray cluster on this machine, of one CPU: one node against --devices.
+With `--executor ray` a device is a node of one CPU of a Ray cluster on this machine: one against --devices.
 
 Start-up is all until every device has loaded; then each trains one pack that is not counted, so that kernels
 are chosen and compiled. What is counted lasts until the last trial has been recorded.

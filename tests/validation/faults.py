@@ -41,8 +41,8 @@ def main() -> None:
     folder = Path("adapters")
     folder.mkdir(exist_ok=True)
     with open_session(COMMAND, "faults") as session:
-        data = encode(session.base, session.dataset.train)
-        make_adapters(session.base, data, folder)
+        data = encode(session.loaded.base, session.loaded.dataset.train)
+        make_adapters(session.loaded.base, data, folder)
     for file in sorted(folder.glob("*.safetensors")):
         try:
             print(row(file, folder / "1-sound.safetensors"), flush=True)
