@@ -10,7 +10,7 @@ from typing import NamedTuple
 import yaml
 
 import bench
-from bench.compare import base_side, candidate_side, compare_sides
+from bench.comparison import base_side, candidate_side, compare_sides
 from bench.config import TrainingConfig
 from bench.errors import BenchError
 from bench.exported import DIFFUSERS_FILE, PLACEHOLDER, Exported, shared_name

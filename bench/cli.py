@@ -4,43 +4,65 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
+from bench import completion
 from bench.errors import BenchError, MissingError, StudyError, UsageError
 from bench.secrets import mask_logs, masked
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.compare import Side
+    from bench.comparison import Comparison, Side
+    from bench.forecast import Forecast
     from bench.run import Run
     from bench.session import Command
     from bench.shared import Place
+    from bench.sheet import Sheet
+    from reports.show import ImageRow
 
-RUNS = Path("runs")
+F = TypeVar("F", bound=Callable[..., Any])
+RUNS = completion.RUNS
 BASE = "base"
 """The side that is the base model; a run of that name is given as a folder."""
-ADAPTER = ".safetensors"
+ADAPTER = completion.ADAPTER
 INTERRUPTED = 130
+PIPED = 10_000
+"""Characters of a line in a pipe or a file, at most."""
 
+SEARCH, LOOK, USE, CARE = "Search", "Look", "Use", "Care for"
+"""Panels of the help."""
+
+RUN = typer.Argument(help="A run's name or folder.", autocompletion=completion.run_names)
+SPACE = typer.Option(help="A shipped space, or a .yaml file.", autocompletion=completion.space_names)
+QUIET = typer.Option("--quiet", "-q", help="Say nothing but errors, and what was written in the last line.")
+JSON = typer.Option("--json", help="Print JSON instead of a table.")
+
+MACHINES = "Several machines"
+"""Panel of options."""
 STORAGE = typer.Option(
     envvar="BENCH_STORAGE",
     show_envvar=True,
     metavar="URL",
+    rich_help_panel=MACHINES,
     help="Of a database that several machines search through, such as postgresql://user@host/db.",
 )
-FORCE = typer.Option("--force", help="Keep an SQLite study even on a network file system.")
-ARTIFACTS = typer.Option(help="Where they put what they train: a folder that all see, or s3://bucket.")
+ARTIFACTS = typer.Option(
+    rich_help_panel=MACHINES, help="Where they put what they train: a folder that all see, or s3://bucket."
+)
+FORCE = typer.Option(
+    "--force", rich_help_panel=MACHINES, help="Keep an SQLite study even on a network file system."
+)
 
 app = typer.Typer(
     name="bench",
     help="Find the LoRA hyperparameters that really are better for your images, and prove it.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -49,12 +71,36 @@ data = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(data, name="data")
+app.add_typer(data, name="data", rich_help_panel=CARE)
 
 
-@app.command()
+def _verb(
+    panel: str | None, *examples: str, name: str | None = None, of: typer.Typer = app
+) -> Callable[[F], F]:
+    """A verb, in a panel of the help: its docstring, and examples with remarks after a #."""
+    shown = (line.partition("#") for line in examples)
+    coloured = (f"  [cyan]{command}[/cyan][dim]{hash_}{remark}[/dim]" for command, hash_, remark in shown)
+    epilog = "\n".join(["\b", "[bold]Examples[/bold]", *coloured])  # after \b lines stay as they are
+
+    def register(function: F) -> F:
+        paragraphs = (function.__doc__ or "").split("\n\n")
+        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        return of.command(name, rich_help_panel=panel, help=text, epilog=epilog)(function)
+
+    return register
+
+
+@_verb(
+    SEARCH,
+    "bench search  # the bundled base and data: minutes on two CPU cores",
+    "bench search --space smoke  # the whole path in under a minute",
+    "bench search --data my-images --name mine",
+    "bench search --space sdxl --data my-images --budget 2h",
+    "bench search --name mine --data my-images --trials 30  # go on, further",
+    "bench search --space my.yaml --yes --quiet",
+)
 def search(
-    space: Annotated[str, typer.Option(help="A shipped space, or a .yaml file.")] = "default",
+    space: Annotated[str, SPACE] = "default",
     base: Annotated[
         str | None, typer.Option(help="emoji-xl, a diffusers folder, a .safetensors checkpoint, or a Hub id.")
     ] = None,
@@ -67,10 +113,14 @@ def search(
     new_run: Annotated[
         bool, typer.Option("--new-run", help="Begin name-2, name-3, … rather than go on with what is there.")
     ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a long search.")] = False,
+    quiet: Annotated[bool, QUIET] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what it came to as JSON.")] = False,
     storage: Annotated[str | None, STORAGE] = None,
     artifacts: Annotated[str | None, ARTIFACTS] = None,
     executor: Annotated[
-        Literal["local", "ray"], typer.Option(help="Where trials run: this machine, or a Ray cluster.")
+        Literal["local", "ray"],
+        typer.Option(rich_help_panel=MACHINES, help="Where trials run: this machine, or a Ray cluster."),
     ] = "local",
     force: Annotated[bool, FORCE] = False,
     live: Annotated[
@@ -79,7 +129,9 @@ def search(
 ) -> None:
     """Search a space: train and score trials, confirm the best, write runs/NAME/report.html.
 
-    The same command again goes on where it was interrupted, or with a higher --trials goes further.
+    The same command again goes on where it was interrupted, or with a higher --trials goes further. Before it
+    begins it says how long it will take, and on a terminal asks whether to go on if that is more than the
+    budget, or than an hour where there is none.
     """
     from dataclasses import replace
 
@@ -87,25 +139,35 @@ def search(
 
     overrides = {"base": base, "data": data, "trials": trials, "budget": budget}
     overrides |= {} if floor else {"floor": 0}
-    console = _console()
+    console = _console(as_json, quiet)
     try:
         command = command_of(space, overrides, name, seed, console)
-        command = replace(command, place=_place(storage, artifacts), executor=executor, is_new=new_run)
+        command = replace(
+            command,
+            place=_place(storage, artifacts),
+            executor=executor,
+            is_new=new_run,
+            on_forecast=_asks(command, yes),
+        )
         if file := _sqlite_file(storage):
             refuse_network(file, command.say, force=force)
-        _search_live(command) if live else _search(command)
+        _search_live(command, as_json) if live else _search(command, as_json)
     except KeyboardInterrupt:
         console.print("Stopped. Finished trials are kept: run the same command to go on.")
         raise typer.Exit(INTERRUPTED) from None
 
 
-@app.command()
+@_verb(
+    SEARCH,
+    "bench worker mine --storage postgresql://user@host/db --artifacts /shared/bench",
+)
 def worker(
     run: Annotated[str, typer.Argument(help="The name of a search that was begun with --storage.")],
     storage: Annotated[str | None, STORAGE] = None,
     artifacts: Annotated[str | None, ARTIFACTS] = None,
     base: Annotated[str | None, typer.Option(help="Where the search's base is on this machine.")] = None,
     data: Annotated[str | None, typer.Option(help="Where the search's data set is on this machine.")] = None,
+    quiet: Annotated[bool, QUIET] = False,
     force: Annotated[bool, FORCE] = False,
 ) -> None:
     """Help with a search from this machine: ask, train, score and tell, until there are enough trials.
@@ -115,7 +177,7 @@ def worker(
     from bench.filesystem import refuse_network
     from bench.session import run_worker
 
-    console = _console()
+    console = _console(quiet=quiet)
     if (place := _place(storage, artifacts)) is None:
         raise UsageError("--storage: say where the search's study is")
     command = command_of("default", {}, run, 0, console)
@@ -129,9 +191,13 @@ def worker(
     console.print("There are enough trials.")
 
 
-@app.command()
+@_verb(
+    SEARCH,
+    "bench floor --seeds 10",
+    "bench floor --space my.yaml --name mine",
+)
 def floor(
-    space: Annotated[str, typer.Option(help="A shipped space, or a .yaml file.")] = "default",
+    space: Annotated[str, SPACE] = "default",
     base: Annotated[
         str | None, typer.Option(help="emoji-xl, a diffusers folder, a .safetensors checkpoint, or a Hub id.")
     ] = None,
@@ -139,6 +205,7 @@ def floor(
     name: Annotated[str | None, typer.Option(help="Name of the run; the space's name if left out.")] = None,
     seeds: Annotated[int, typer.Option(min=2, max=1000, help="Trainings of the default config.")] = 5,
     seed: Annotated[int, typer.Option(min=0, max=2**30, help="As of the search.")] = 0,
+    quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Measure how far scores differ by luck: the default config trained with several seeds, the base redrawn.
 
@@ -149,14 +216,19 @@ def floor(
     from bench.session import run_floor
 
     overrides = {"base": base, "data": data, "floor": seeds}
-    console = _console()
+    console = _console(quiet=quiet)
     run = run_floor(command_of(space, overrides, name, seed, console))
     console.print(reports.floor.table(run))
     console.print(f"Floor: {run.path / 'floor.json'}", markup=False, soft_wrap=True)
-    console.print(f"Report: {reports.floor_page.write(run)}", markup=False, soft_wrap=True)
+    _wrote("Report", reports.floor_page.write(run))
 
 
-@app.command("train")
+@_verb(
+    SEARCH,
+    "bench train --config training_config.yaml",
+    "bench train --config runs/mine/winner/training_config.yaml",
+    name="train",
+)
 def train_one(
     config: Annotated[Path, typer.Option(help="A training_config.yaml, of the guide or of a search.")],
     hub_model_id: Annotated[
@@ -168,6 +240,7 @@ def train_one(
             help="Upload the adapter to the Hub at the end, privately.",
         ),
     ] = None,
+    quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Train one LoRA as a training_config.yaml says, with checkpoints, into its output_dir.
 
@@ -177,7 +250,7 @@ def train_one(
     from bench.config import TrainingConfig
     from trainers.single import run_training
 
-    console = _console()
+    console = _console(quiet=quiet)
     try:
         asked = yaml.read(config, TrainingConfig)
         if hub_model_id is not None:
@@ -186,12 +259,80 @@ def train_one(
     except KeyboardInterrupt:
         console.print("Stopped. Run the same command to go on from the last checkpoint.")
         raise typer.Exit(INTERRUPTED) from None
-    console.print(f"Adapter: {file}", markup=False, highlight=False, soft_wrap=True)
+    _wrote("Adapter", file)
 
 
-@app.command()
+@_verb(
+    LOOK,
+    "bench runs",
+    "bench runs --json | jq '.runs[] | select(.verdict == \"WIN\")'",
+    name="runs",
+)
+def list_all(as_json: Annotated[bool, JSON] = False) -> None:
+    """List the runs of this folder: state, trials, winner, its gain over the default and the base, size.
+
+    A folder that is damaged, or no run, is a row that says so.
+    """
+    import reports.runs
+    from bench.files import json_text
+    from bench.listing import list_runs
+    from reports.outcome import outcome_of
+
+    console = _console()
+    found = [outcome_of(listed) for listed in list_runs(RUNS)]
+    if as_json:
+        print(json_text(reports.runs.as_json(found)), end="")
+    elif found:
+        console.print(reports.runs.table(found))
+    else:
+        console.print(f"No runs in {RUNS.absolute()}", markup=False, highlight=False, soft_wrap=True)
+
+
+@_verb(
+    LOOK,
+    "bench show mine",
+    "bench show mine --trial 7",
+    "bench show mine --json | jq .recommended.config",
+    name="show",
+)
+def show_run(
+    run: Annotated[str, RUN],
+    trial: Annotated[int | None, typer.Option(min=0, help="One trial, by its number.")] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Show a run here: the verdict, what is recommended, scores with errors, the best trials, failures, cost.
+
+    Images are drawn where the terminal can (kitty, iTerm2, WezTerm, Ghostty); else their paths are listed.
+    """
+    import reports.show
+    import reports.show_json
+    from bench.files import json_text
+    from reports.outcome import outcome
+
+    found, console = _open(run), _console()
+    if trial is not None:
+        record = reports.show.find_trial(found, trial)
+        if as_json:
+            print(json_text(reports.show_json.trial_as_json(record)), end="")
+            return
+        console.print(reports.show.show_trial(found, record))
+        _draw(reports.show.images_of_trial(found, record), console)
+        return
+    known = outcome(found)
+    if as_json:
+        print(json_text(reports.show_json.as_json(known)), end="")
+        return
+    console.print(reports.show.show(known))
+    _draw(reports.show.images_of_run(known), console)
+
+
+@_verb(
+    LOOK,
+    "bench report mine",
+    "bench report mine --json | jq .verdict.headline",
+)
 def report(
-    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    run: Annotated[str, RUN],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of where it is.")] = False,
 ) -> None:
     """Write (again) the HTML report of a run, and its numbers as CSV, JSON and parquet: runs/NAME/data/."""
@@ -203,10 +344,14 @@ def report(
     if as_json:
         print(json_text(plain(found, reports.search.write(found))), end="")
     else:
-        _report(found, _console())
+        _end(found, as_json=False)
 
 
-@app.command()
+@_verb(
+    LOOK,
+    "bench index",
+    "bench index /shared/runs",
+)
 def index(
     folder: Annotated[Path, typer.Argument(help="That holds runs.", show_default=True)] = RUNS,
 ) -> None:
@@ -219,20 +364,35 @@ def index(
     console.print(f"Index: {file}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@_verb(
+    LOOK,
+    "bench compare mine other base  # the winners of two searches, and the base",
+    "bench compare new old --fail-on loss  # in a script: exits with 1",
+    "bench compare base a.safetensors b.safetensors --space sdxl --data my-images",
+)
 def compare(
     sides: Annotated[
-        list[str], typer.Argument(help="Runs, adapter files (.safetensors) or base; 2 or more.")
+        list[str],
+        typer.Argument(
+            help="Runs, adapter files (.safetensors) or base; 2 or more.",
+            autocompletion=completion.side_names,
+        ),
     ],
     fail_on: Annotated[
         Literal["loss", "tie"] | None,
         typer.Option(help="Exit with 1 if the first loses against any other (tie: or does not win)."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    space: Annotated[str | None, typer.Option(help="Adapters: the space whose prompts are drawn.")] = None,
+    as_json: Annotated[bool, JSON] = False,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            help="Adapters: the space whose prompts are drawn.", autocompletion=completion.space_names
+        ),
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Adapters: another base than the space's.")] = None,
     data: Annotated[str | None, typer.Option(help="Adapters: another data set than the space's.")] = None,
     name: Annotated[str | None, typer.Option(help="Adapters: name of the run that keeps them.")] = None,
+    quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Say WIN, TIE or LOSS of the first against each other; write an HTML page.
 
@@ -240,35 +400,45 @@ def compare(
     into runs/adapters-SPACE unless --name is given; a noise floor measured there by `bench floor` counts.
     """
     import reports.compare
-    from bench.compare import compare_all
     from bench.files import json_text
     from reports.compare_json import as_json as plain
 
     flags = {"space": space, "base": base, "data": data, "name": name}
-    found, folder = _sides(sides, {key: value for key, value in flags.items() if value}, _console(as_json))
-    comparisons = compare_all(found, found[0].run.space.select_by)
-    path = reports.compare.write(found, comparisons, folder / reports.compare.file_name(found))
+    console = _console(as_json, quiet)
+    given = {key: value for key, value in flags.items() if value}
+    found, comparisons, path = compare_named(sides, given, console)
     if as_json:
         print(json_text(plain(found, comparisons, str(path))), end="")
     else:
-        _console().print(reports.compare.table(found, comparisons))
-        _console().print(f"Report: {path}", markup=False, soft_wrap=True)
+        console.print(reports.compare.table(found, comparisons))
+        _wrote("Report", path)
     fatal = {"loss": {"LOSS"}, "tie": {"LOSS", "TIE"}}.get(fail_on or "", set())
     if any(comparison.verdict in fatal for comparison in comparisons if comparison.a is found[0]):
         raise typer.Exit(1)
 
 
-@app.command()
+@_verb(
+    LOOK,
+    "bench score style.safetensors  # at the weights of the space",
+    "bench score outputs/ --weights 0.6,0.8,1 --space sdxl --data my-images",
+)
 def score(
     adapters: Annotated[
-        list[str], typer.Argument(help="LoRA files (.safetensors), or folders that a trainer wrote.")
+        list[str],
+        typer.Argument(
+            help="LoRA files (.safetensors), or folders that a trainer wrote.",
+            autocompletion=completion.adapter_names,
+        ),
     ],
     weights: Annotated[str | None, typer.Option(help="Such as 0.5,1; the space's if left out.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    space: Annotated[str, typer.Option(help="The space whose prompts are drawn.")] = "default",
+    as_json: Annotated[bool, JSON] = False,
+    space: Annotated[
+        str, typer.Option(help="The space whose prompts are drawn.", autocompletion=completion.space_names)
+    ] = "default",
     base: Annotated[str | None, typer.Option(help="Another base than the space's.")] = None,
     data: Annotated[str | None, typer.Option(help="Another data set than the space's.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run that keeps what was drawn.")] = None,
+    quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Score LoRA files of any trainer at several weights, all checkpoints of a training; write an HTML page.
 
@@ -276,32 +446,29 @@ def score(
     kept in runs/adapters-SPACE, unless --name is given, and is not drawn again.
     """
     import reports.score
-    from bench.compare import adapter_side, base_side, compare_all
     from bench.files import json_text
-    from bench.series import find_series
-    from bench.session import run_scores
     from reports.score_json import as_json as plain
-    from trainers.adapters import read_adapter
 
-    series = find_series([Path(adapter) for adapter in adapters])
-    for checkpoint in (checkpoint for each in series for checkpoint in each.checkpoints):
-        read_adapter(checkpoint.file)
     overrides = {"base": base, "data": data, "weights": weights.split(",") if weights else None}
-    run, sheets = run_scores(command_of(space, overrides, name, 0, _console(as_json)), series)
-    sides = [*(adapter_side(run, sheet.best.label, sheet.name) for sheet in sheets), base_side(run)]
-    comparisons = compare_all(sides, run.space.select_by)
-    path = reports.score.write(sheets, sides, comparisons, run.path / reports.score.file_name(sheets))
+    console, files = _console(as_json, quiet), [Path(adapter) for adapter in adapters]
+    sheets, sides, comparisons, path = score_files(files, space, overrides, name, console)
     if as_json:
         print(json_text(plain(sheets, sides, comparisons, str(path))), end="")
     else:
         over_base = reports.score.over_the_base(sides, comparisons)
-        _console().print(reports.score.table(sheets, over_base))
-        _console().print(f"Report: {path}", markup=False, soft_wrap=True)
+        console.print(reports.score.table(sheets, over_base))
+        _wrote("Report", path)
 
 
-@app.command("export")
+@_verb(
+    USE,
+    "bench export mine",
+    "bench export mine --as kohya",
+    "bench export mine --trial 7 --epoch 4",
+    name="export",
+)
 def export_run(
-    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    run: Annotated[str, RUN],
     layout: Annotated[
         Literal["both", "diffusers", "kohya"], typer.Option("--as", help="The layout of the file.")
     ] = "both",
@@ -326,9 +493,20 @@ def export_run(
         console.print(f"  {file.name}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command("try")
+@_verb(
+    USE,
+    "bench try mine",
+    "bench try style.safetensors --base emoji-xl --port 8000",
+    name="try",
+)
 def try_run(
-    run: Annotated[str, typer.Argument(help="A run's name or folder, or a LoRA file (.safetensors).")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run's name or folder, or a LoRA file (.safetensors).",
+            autocompletion=completion.run_or_adapter_names,
+        ),
+    ],
     base: Annotated[str | None, typer.Option(help="The base of a LoRA file; a run has its own.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 7860,
 ) -> None:
@@ -359,9 +537,12 @@ def try_run(
     console.print("Stopped.")
 
 
-@app.command()
+@_verb(
+    LOOK,
+    "bench dashboard mine",
+)
 def dashboard(
-    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    run: Annotated[str, RUN],
     storage: Annotated[str | None, STORAGE] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 7862,
 ) -> None:
@@ -386,10 +567,18 @@ def dashboard(
     console.print("Stopped.")
 
 
-@app.command()
+@_verb(
+    USE,
+    "bench push mine owner/name",
+    "bench push mine owner/name --public --yes",
+)
 def push(
     run: Annotated[
-        str, typer.Argument(help="A run's name or folder, exported before, or a training's output_dir.")
+        str,
+        typer.Argument(
+            help="A run's name or folder, exported before, or a training's output_dir.",
+            autocompletion=completion.run_names,
+        ),
     ],
     target: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The model on the Hub.")],
     public: Annotated[bool, typer.Option("--public", help="Let everyone see it.")] = False,
@@ -413,13 +602,17 @@ def push(
     console.print(f"Uploaded: {address}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@_verb(
+    CARE,
+    "bench speed",
+    "bench speed --space sdxl --json",
+)
 def speed(
-    space: Annotated[str, typer.Option(help="A shipped space, or a .yaml file.")] = "default",
+    space: Annotated[str, SPACE] = "default",
     base: Annotated[
         str | None, typer.Option(help="emoji-xl, a diffusers folder, a .safetensors checkpoint, or a Hub id.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Measure what a base does on this machine: trials alone and side by side, and how long a search takes.
 
@@ -439,9 +632,14 @@ def speed(
         console.print(reports.speed.table(found))
 
 
-@app.command("clean")
+@_verb(
+    CARE,
+    "bench clean mine --dry-run",
+    "bench clean mine",
+    name="clean",
+)
 def clean_run(
-    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    run: Annotated[str, RUN],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")] = False,
 ) -> None:
     """Remove images and adapters of failed, pruned and dominated trials, and what killed processes left.
@@ -462,11 +660,20 @@ def clean_run(
     _console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@_verb(
+    CARE,
+    "bench doctor",
+    "bench doctor mine --fix",
+)
 def doctor(
-    run: Annotated[str | None, typer.Argument(help="A run's name or folder, to be looked at too.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run's name or folder, to be looked at too.", autocompletion=completion.run_names
+        ),
+    ] = None,
     fix: Annotated[bool, typer.Option("--fix", help="Mend what can be mended of the run.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Look at the machine, the packages, the disk and the Hub, and at a run: what is wrong, and what to do.
 
@@ -489,12 +696,18 @@ def doctor(
         raise typer.Exit(1)
 
 
-@data.command("check")
+@_verb(
+    None,
+    "bench data check my-images",
+    "bench data check my-images --base stabilityai/stable-diffusion-xl-base-1.0 --strict",
+    name="check",
+    of=data,
+)
 def check_data(
     source: Annotated[str, typer.Argument(metavar="DIR", help="A folder, a bundled set, or a Hub id.")],
     base: Annotated[str, typer.Option(help="The base whose limits count.")] = "emoji-xl",
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if there is any warning.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Say what is wrong with pictures and captions, and write a contact sheet into runs/.
 
@@ -519,7 +732,13 @@ def check_data(
         raise typer.Exit(1)
 
 
-@data.command("caption")
+@_verb(
+    None,
+    "bench data caption my-images --trigger ohwx",
+    'bench data caption my-images --trigger ohwx --template "{caption}, in {trigger} style"',
+    name="caption",
+    of=data,
+)
 def caption_data(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the pictures.")],
     template: Annotated[
@@ -539,7 +758,12 @@ def caption_data(
     _console().print(reports.sharing.captions(found), markup=False, highlight=False, soft_wrap=True)
 
 
-@data.command("push")
+@_verb(
+    None,
+    "bench data push my-images owner/name",
+    name="push",
+    of=data,
+)
 def push_data(
     source: Annotated[str, typer.Argument(metavar="DIR", help="A folder, or a bundled set.")],
     target: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The new data set on the Hub.")],
@@ -582,19 +806,34 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def _search(command: "Command") -> Path:
+def _asks(command: "Command", yes: bool) -> Callable[["Forecast"], None]:
+    """Says how long a search will take, and asks whether to go on if that is more than was asked for."""
+
+    def ask(found: "Forecast") -> None:
+        from reports.forecast import is_long, sentence
+
+        budget = command.space.budget
+        command.say(sentence(found, budget))
+        if is_long(found, budget) and not yes and sys.stdin.isatty():
+            if not typer.confirm("Go on?", default=True, err=True):
+                raise typer.Exit(1)
+
+    return ask
+
+
+def _search(command: "Command", as_json: bool) -> Path:
     """Search, and write the report, of a study that came to nothing too; returns where the report is."""
     from bench.session import run_search
 
     try:
         run = run_search(command)
     except StudyError as error:
-        _report(_open(str(error.run)), command.console)
+        _end(_open(str(error.run)), as_json)
         raise
-    return _report(run, command.console)
+    return _end(run, as_json)
 
 
-def _search_live(command: "Command") -> None:
+def _search_live(command: "Command", as_json: bool) -> None:
     """The same, its report served while it grows."""
     from dataclasses import replace
 
@@ -605,7 +844,7 @@ def _search_live(command: "Command") -> None:
     with served(growing) as address:
         command.say(f"Live report: {address}")
         try:
-            file = _search(replace(command, follow=growing.follow))
+            file = _search(replace(command, follow=growing.follow), as_json)
         except BenchError as error:
             growing.end(f"The search has ended: {masked(str(error))}")
             raise
@@ -613,24 +852,91 @@ def _search_live(command: "Command") -> None:
             growing.end(f"The search has ended. This page is now {file}.")
 
 
-def _report(run: "Run", console: "Console") -> Path:
-    """Write it, and say where it is."""
+def _end(run: "Run", as_json: bool) -> Path:
+    """Of a search: its report, which is written, and what it came to; returns where that is."""
     import reports.search
+    from bench.files import json_text
+    from reports.outcome import outcome, outcome_json
 
-    file = reports.search.write(run)
-    console.print(f"Report: {file}", markup=False, soft_wrap=True)
-    return file
+    path = reports.search.write(run)
+    if as_json:
+        print(json_text({"schema_version": 1, **outcome_json(outcome(run)), "report": str(path)}), end="")
+    else:
+        _wrote("Report", path)
+    return path
 
 
-def _sides(names: list[str], flags: dict[str, str], console: "Console") -> tuple[list["Side"], Path]:
+def _wrote(what: str, path: Path) -> None:
+    """The last line of a verb, which --quiet leaves."""
+    _console().print(f"{what}: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _draw(rows: Sequence["ImageRow"], console: "Console") -> None:
+    """Images in the terminal, or else where they are."""
+    from reports.show import image_caption, image_paths
+    from reports.terminal import escaped, protocol_of, strip
+
+    protocol = protocol_of(os.environ) if console.is_terminal else None
+    for row in rows:
+        image = strip(row.files) if protocol else None
+        console.print()
+        console.print(image_caption(row) if image else image_paths(row), soft_wrap=True)
+        if image and protocol:
+            console.file.write(escaped(image, protocol) + "\n")
+
+
+def compare_named(
+    names: list[str], flags: dict[str, str], console: "Console", folder: Path = RUNS
+) -> tuple[list["Side"], tuple["Comparison", ...], Path]:
+    """What the arguments of `compare` name, all pairs of them, and the page, which is written."""
+    import reports.compare
+    from bench.comparison import compare_all
+
+    found, home = _sides(names, flags, console, folder)
+    comparisons = compare_all(found, found[0].run.space.select_by)
+    return (
+        found,
+        comparisons,
+        reports.compare.write(found, comparisons, home / reports.compare.file_name(found)),
+    )
+
+
+def score_files(
+    files: list[Path],
+    space: str,
+    overrides: Mapping[str, Any],
+    name: str | None,
+    console: "Console",
+    folder: Path = RUNS,
+) -> tuple[list["Sheet"], list["Side"], tuple["Comparison", ...], Path]:
+    """Adapter files drawn and scored: their sheets, what is recommended and the base, and the page."""
+    import reports.score
+    from bench.comparison import adapter_side, base_side, compare_all
+    from bench.series import find_series
+    from bench.session import run_scores
+    from trainers.adapters import read_adapter
+
+    series = find_series(files)
+    for checkpoint in (checkpoint for each in series for checkpoint in each.checkpoints):
+        read_adapter(checkpoint.file)
+    run, sheets = run_scores(command_of(space, overrides, name, 0, console, folder), series)
+    sides = [*(adapter_side(run, sheet.best.label, sheet.name) for sheet in sheets), base_side(run)]
+    comparisons = compare_all(sides, run.space.select_by)
+    path = reports.score.write(sheets, sides, comparisons, run.path / reports.score.file_name(sheets))
+    return sheets, sides, comparisons, path
+
+
+def _sides(
+    names: list[str], flags: dict[str, str], console: "Console", folder: Path
+) -> tuple[list["Side"], Path]:
     """What the arguments of `compare` name, and the folder for the page."""
     from bench.run import file_digests
 
     _check_sides(names, flags)
-    runs = {name: _open(name) for name in names if name != BASE and not name.endswith(ADAPTER)}
+    runs = {name: open_named(name, folder) for name in names if name != BASE and not name.endswith(ADAPTER)}
     files = [Path(name) for name in names if name.endswith(ADAPTER)]
     digests = file_digests(files)
-    adapters = _run_adapters(digests, flags, console) if files else None
+    adapters = _run_adapters(digests, flags, console, folder) if files else None
     first = adapters or next(iter(runs.values()))
     found = {name: _side(runs.get(name), digests.get(Path(name)), first) for name in names}
     return _named(found), adapters.path if adapters else first.path.parent
@@ -647,7 +953,7 @@ def _check_sides(names: list[str], flags: dict[str, str]) -> None:
 
 def _side(run: "Run | None", digest: str | None, first: "Run") -> "Side":
     """Of a run its winner, of a digest its adapter in the run `first`, else the base of that."""
-    from bench.compare import adapter_side, base_side, winner_side
+    from bench.comparison import adapter_side, base_side, winner_side
     from bench.run import adapter_label
 
     if run:
@@ -665,7 +971,7 @@ def _named(sides: dict[str, "Side"]) -> list["Side"]:
     ]
 
 
-def _run_adapters(digests: dict[Path, str], flags: dict[str, str], console: "Console") -> "Run":
+def _run_adapters(digests: dict[Path, str], flags: dict[str, str], console: "Console", folder: Path) -> "Run":
     from bench.session import run_adapters
     from trainers.adapters import read_adapter
 
@@ -673,11 +979,16 @@ def _run_adapters(digests: dict[Path, str], flags: dict[str, str], console: "Con
         read_adapter(file)
     overrides = {"base": flags.get("base"), "data": flags.get("data")}
     space, name = flags.get("space", "default"), flags.get("name")
-    return run_adapters(command_of(space, overrides, name, 0, console), digests)
+    return run_adapters(command_of(space, overrides, name, 0, console, folder), digests)
 
 
 def command_of(
-    space: str, overrides: Mapping[str, Any], name: str | None, seed: int, console: "Console"
+    space: str,
+    overrides: Mapping[str, Any],
+    name: str | None,
+    seed: int,
+    console: "Console",
+    folder: Path = RUNS,
 ) -> "Command":
     """What is asked for, and what trains and draws; `overrides` are fields of the space, or None."""
     from bench.session import Command, Engine, resolve
@@ -688,7 +999,7 @@ def command_of(
     return Command(
         space=resolve(load_space(space), overrides),
         name=name,
-        folder=RUNS,
+        folder=folder,
         seed=seed,
         engine=Engine(train=train, attach=attach),
         console=console,
@@ -697,18 +1008,23 @@ def command_of(
 
 
 def _open(name: str) -> "Run":
+    return open_named(name, RUNS)
+
+
+def open_named(name: str, folder: Path) -> "Run":
+    """A run by its name in `folder`, or by its path; raises MissingError, UsageError."""
     from bench.run import Run
 
-    return Run.open(_folder(name))
+    return Run.open(_folder(name, folder))
 
 
-def _folder(name: str) -> Path:
+def _folder(name: str, runs: Path = RUNS) -> Path:
     """Of a run, by its name or path."""
-    for folder in (RUNS / name, Path(name)):
+    for folder in (runs / name, Path(name)):
         if (folder / "run.json").exists():
             return folder
-    known = sorted(path.parent.name for path in RUNS.glob("*/run.json"))
-    raise MissingError(f"{name}: no such run; in {RUNS}/ are: {', '.join(known) or 'none'}")
+    known = sorted(path.parent.name for path in runs.glob("*/run.json"))
+    raise MissingError(f"{name}: no such run; in {runs}/ are: {', '.join(known) or 'none'}")
 
 
 def _exported(name: str) -> Path:
@@ -748,7 +1064,11 @@ def _sqlite_file(storage: str | None) -> Path | None:
     return Path(file.partition("?")[0]) if scheme.partition("+")[0] == "sqlite" else None
 
 
-def _console(stderr: bool = False) -> "Console":
+def _console(stderr: bool = False, quiet: bool = False) -> "Console":
+    """Where nobody looks at a terminal, lines are as long as they are: they can be searched and cut."""
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    console = Console(stderr=stderr, quiet=quiet)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPED
+    return console

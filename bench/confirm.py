@@ -15,12 +15,13 @@ from bench.energy import Cost
 from bench.errors import StudyError
 from bench.files import replacing, write_text
 from bench.floor import Floor, measure_floor
-from bench.packs import Crew, Job
+from bench.packs import Crew, Job, Survey
 from bench.pareto import Point, finalists
 from bench.run import Agreement, Candidate, Evaluation, Result, Run, Split, TrialRecord
 from bench.scoring.measure import combine
 from bench.scoring.metrics import METRICS, Score, best
 from bench.scoring.statistics import rank_correlation
+from bench.space import SearchSpace
 
 FRESH_SEED = 1_000_000
 """Added to the run's seed for the first confirmation: no trial of the search trains on such a seed."""
@@ -77,22 +78,15 @@ class Confirmation:
         return found
 
     def num_trainings(self, label: str) -> int:
-        space = self.run.space
-        return max(space.confirm.seeds, space.floor) if label == "default" else space.confirm.seeds
+        return _of_default(self.run.space) if label == "default" else self.run.space.confirm.seeds
 
     @property
     def units(self) -> float:
         """Work to expect, in the units of `Packs`."""
-        confirm = self.run.space.confirm
-        return self._work(self.num_trainings("default") + confirm.finalists * confirm.seeds)
+        return self._work(num_trainings(self.run.space))
 
     def _work(self, trainings: int) -> float:
-        """Only the winner and the default draw probes."""
-        probed = min(trainings, self.num_trainings("default") + self.run.space.confirm.seeds)
-        survey = self.packs.survey
-        num_drawn: dict[Split, int] = {"test": trainings, "probe": probed}
-        examined = sum(num_drawn[split] * survey.drawing(split) for split in self._splits)
-        return trainings * survey.typical("dev", self.run.space.rungs) + examined
+        return work_of(self.run.space, self.packs.survey, trainings)
 
     @property
     def _splits(self) -> list[Split]:
@@ -268,6 +262,25 @@ class Confirmation:
         config = self.run.training_config(retrained)
         config = config.model_copy(update={"resolution": self.packs.survey.resolution})
         write_text(self.run.path / "winner" / "training_config.yaml", config.guide_yaml())
+
+
+def num_trainings(space: SearchSpace) -> int:
+    """Of the default and all finalists."""
+    return _of_default(space) + space.confirm.finalists * space.confirm.seeds
+
+
+def _of_default(space: SearchSpace) -> int:
+    return max(space.confirm.seeds, space.floor)
+
+
+def work_of(space: SearchSpace, survey: Survey, trainings: int) -> float:
+    """Of so many retrainings, in the units of `Packs`. Only the winner and the default draw probes."""
+    probed = min(trainings, _of_default(space) + space.confirm.seeds)
+    num_drawn: dict[Split, int] = {"test": trainings, "probe": probed}
+    examined = sum(
+        num_drawn[split] * survey.drawing(split) for split in EXAMINED if split in survey.num_drawn
+    )
+    return trainings * survey.typical("dev", space.rungs) + examined
 
 
 def _by_split(examined: Sequence[tuple[TrialRecord, list[Evaluation]]]) -> list[list[Evaluation]]:

@@ -23,9 +23,10 @@ from bench import repair
 from bench.cache import cache_folder
 from bench.clean import Removal, remove, temporaries
 from bench.errors import BenchError, UsageError, one_line
+from bench.files import size_text
 from bench.lock import locked
 from bench.repair import DAMAGED, Damage
-from bench.room import existing, free_bytes, size_text
+from bench.room import existing, free_bytes
 from bench.run import Run
 from bench.scoring.embed import fingerprint_of, scorer_fingerprint
 from bench.shared import RECORD

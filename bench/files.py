@@ -64,6 +64,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def size_text(size: int) -> str:
+    """Bytes in words."""
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.1f} MB" if size < 1e7 else f"{size / 1e6:.0f} MB"
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}

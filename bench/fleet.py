@@ -17,17 +17,20 @@ from typing import Any, Literal
 import torch
 
 from bench import run as runs
+from bench.config import TrialConfig
 from bench.errors import DeviceError, one_line
 from bench.packs import Job, OnEnd, OnScore, Progress, Stops, Survey
 from bench.progress import Part, parts_of
+from bench.rates import Rates
 from bench.run import Metadata, Split
-from bench.workers import Gone, Load, Order, Sheaf, Worker
+from bench.space import Sampler
+from bench.workers import Errand, Gone, Load, Order, Sheaf, Worker
 
 MAX_DEATHS = 3
 """Of workers on a device in a row, with nothing ended between: then it is left alone."""
 ASKED = {"lock", "metadata", "order", "take", "stops"}
 """What a worker waits for the answer of."""
-Item = Job | Sheaf
+Item = Job | Sheaf | Errand
 
 
 def count_devices(wanted: int | Literal["auto"], device: torch.device) -> int:
@@ -80,6 +83,7 @@ class Fleet:
         self._share.take(again=False)
         self._is_locked = False
         self._survey: Survey | None = None
+        self._rates: Rates | None = None
         self.metadata: Metadata | None = None
         """Of the run, once it is open."""
         self.num_devices = len(workers)
@@ -93,6 +97,7 @@ class Fleet:
             "scored": lambda worker, folder, *score: self.on_score(worker.running[folder], *score),
             "stops": lambda worker, folder, epoch: self.stops(worker.running[folder], epoch),
             "ended": self._take_back,
+            "rehearsed": lambda worker, rates: setattr(self, "_rates", rates),
             "worked": lambda worker: None,
             "say": lambda worker, text: say(text),
             "status": lambda worker, text: self._part(worker).status(text),
@@ -144,6 +149,13 @@ class Fleet:
         """In parts that are alike, so that all devices end together."""
         left = [(file, folder) for file, folder in adapters if not runs.has_evaluation(folder)]
         self._finish(sheaves_of(left, self._num_devices, self.survey.num_slots), Order(split=split))
+
+    def rehearse(self, config: TrialConfig, sampler: Sampler) -> Rates | None:
+        """By one of the workers; see `measure`. None also if it dies of that."""
+        self._rates = None
+        errand = Errand(folder=Path(), config=config, sampler=sampler)
+        self._finish([errand], Order(split="dev", rehearses=True))
+        return self._rates
 
     def close(self) -> None:
         """End the workers, whatever they are doing; what they were training starts again another time."""
@@ -290,6 +302,7 @@ class Fleet:
             runs.end_trial(item.folder, "failed", time.monotonic() - item.started, reason)
             self.progress.line(f"{item.folder.name} failed: {reason}")
             self._ended(item)
+        if not isinstance(item, Sheaf):
             return
         left = [folder for _, folder in item.adapters if not runs.has_evaluation(folder)]
         for folder in left:

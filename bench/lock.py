@@ -8,6 +8,9 @@ from filelock import FileLock, Timeout
 
 from bench.errors import UsageError
 
+PATIENCE = 0.2
+"""Seconds that a lock is waited for: who only looks whether it is held, holds it for an instant."""
+
 
 @contextmanager
 def locked(path: Path, advice: str = "give another --name") -> Iterator[None]:
@@ -17,31 +20,33 @@ def locked(path: Path, advice: str = "give another --name") -> Iterator[None]:
         yield
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process of this machine works on the run folder `path`, which may be read-only."""
+    file = _file(path)
+    if not file.exists():
+        return False
+    try:
+        with FileLock(file).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
+
+
+def _file(path: Path) -> Path:
+    return path.parent / f".{path.name}.lock"
+
+
 @contextmanager
 def held(file: Path, busy: str) -> Iterator[None]:
     """Hold a lock file; raises UsageError, with what `busy` says, if another process does."""
     lock = FileLock(file)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=PATIENCE)
     except Timeout:
         raise UsageError(busy) from None
     try:
         yield
     finally:
         lock.release()
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process works on the run folder `path` now; makes no lock file."""
-    file = _file(path)
-    if not file.exists():
-        return False
-    try:
-        with held(file, ""):
-            return False
-    except (UsageError, OSError):  # held, or another user's
-        return True
-
-
-def _file(path: Path) -> Path:
-    return path.parent / f".{path.name}.lock"

@@ -185,9 +185,11 @@ class Survey:
     """Adapters side by side on a device."""
     num_drawn: Mapping[Split, int]
     """Forwards of the UNet while one adapter draws the images of a split."""
+    image_step: float = IMAGE_STEP
+    """Cost of one of them."""
 
     def drawing(self, split: Split) -> float:
-        return self.num_drawn[split] * IMAGE_STEP
+        return self.num_drawn[split] * self.image_step
 
     def typical(self, split: Split, rungs: Sequence[int]) -> float:
         """Of one training that is not known yet, scored on the prompts of `split` at each rung it passes."""

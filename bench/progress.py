@@ -166,12 +166,24 @@ def parts_of(display: packs.Progress, number: int) -> list[Part]:
 @contextmanager
 def show_progress(console: Console) -> Iterator[LiveProgress | PlainProgress]:
     """The display that suits the console, cleared away at the end."""
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:
         yield PlainProgress(console)
         return
     progress = LiveProgress(console)
     with progress.live:
         yield progress
+
+
+@contextmanager
+def paused(display: packs.Progress) -> Iterator[None]:
+    """A live display makes room for a question; it does not come back after an error."""
+    if isinstance(display, LiveProgress):
+        display.live.transient = True
+        display.live.stop()
+        display.live.transient = False
+    yield
+    if isinstance(display, LiveProgress):
+        display.live.start()
 
 
 def _minutes(seconds: float) -> str:

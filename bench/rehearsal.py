@@ -54,11 +54,12 @@ def rehearse(
     num_slots: int,
     sampler: Sampler,
     seconds: float,
+    least: int = REPEATS[0],
 ) -> Rehearsal:
     """Train `num_slots` trials like `config` side by side, then draw through them.
 
-    Each part repeats its reading until it took `seconds`, within REPEATS. Raises BenchError if the base
-    gives no finite loss, torch.OutOfMemoryError.
+    Each part repeats its reading `least` times, and until it took `seconds`, but no more often than REPEATS
+    says. Raises BenchError if the base gives no finite loss, torch.OutOfMemoryError.
     """
     peak = Peak(base.device)
     size = STEPS[base.device.type] * config.batch_size
@@ -82,9 +83,9 @@ def rehearse(
             readings.append(clock.seconds)
             if len(rung.alive) != num_slots:
                 raise BenchError(f"{base.name}: its loss on random data is not a finite number")
-            if _is_enough(readings[1:], seconds):
+            if _is_enough(readings[1:], seconds, least):
                 reserved = peak.look().reserved
-                draws = _draws(base, data.empty, count, sampler, num_slots, seconds)
+                draws = _draws(base, data.empty, count, sampler, num_slots, seconds, least)
                 peak.look()
                 _stop(rung)
             clock.start()
@@ -128,11 +129,13 @@ def random_data(base: BaseModel, count: int, variants: Variants = AS_THEY_ARE) -
     return TrainingData(buckets=(images,), empty=text(1))
 
 
-def timed(work: Callable[[], object], device: torch.device, seconds: float) -> tuple[float, ...]:
-    """Seconds of each call of `work`, until they took `seconds`, within REPEATS."""
+def timed(
+    work: Callable[[], object], device: torch.device, seconds: float, least: int = REPEATS[0]
+) -> tuple[float, ...]:
+    """Seconds of each call of `work`, until they took `seconds`; `least` calls, and at most of REPEATS."""
     clock = _Clock(device, steps=1)
     readings: list[float] = []
-    while not _is_enough(readings, seconds):
+    while not _is_enough(readings, seconds, least):
         clock.start()
         work()
         clock.step()
@@ -141,7 +144,13 @@ def timed(work: Callable[[], object], device: torch.device, seconds: float) -> t
 
 
 def _draws(
-    base: BaseModel, text: TextEmbedding, count: int, sampler: Sampler, num_slots: int, seconds: float
+    base: BaseModel,
+    text: TextEmbedding,
+    count: int,
+    sampler: Sampler,
+    num_slots: int,
+    seconds: float,
+    least: int,
 ) -> tuple[float, ...]:
     texts = text[np.zeros(count, int)]
 
@@ -150,12 +159,11 @@ def _draws(
         generate(base, texts, text, range(count), short, num_slots)
 
     draw(2)  # captures and compiles, so that only whole drawings are timed
-    return timed(lambda: draw(sampler.steps), base.device, seconds)
+    return timed(lambda: draw(sampler.steps), base.device, seconds, least)
 
 
-def _is_enough(readings: Sequence[float], seconds: float) -> bool:
-    least, most = REPEATS
-    return len(readings) >= least and (sum(readings) >= seconds or len(readings) >= most)
+def _is_enough(readings: Sequence[float], seconds: float, least: int) -> bool:
+    return len(readings) >= least and (sum(readings) >= seconds or len(readings) >= REPEATS[1])
 
 
 def _stop(rung: Rung) -> None:

@@ -19,6 +19,7 @@ from bench.base import BaseModel, adaptable_names, target_names
 from bench.cache import cache_folder, cache_limit
 from bench.config import TEXT_ATTENTION, TrialConfig
 from bench.errors import UsageError
+from bench.files import size_text
 from bench.fit import MOST, ROUNDS, heaviest
 from bench.run import THUMBNAIL, Split
 from bench.space import IntChoices, IntRange, ModuleChoices, SearchSpace
@@ -321,10 +322,3 @@ def free_bytes(path: Path) -> int:
 def existing(path: Path) -> Path:
     """The nearest folder of a path that is there."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-
-
-def size_text(size: int) -> str:
-    """Bytes in words."""
-    if size >= 1e9:
-        return f"{size / 1e9:.1f} GB"
-    return f"{size / 1e6:.1f} MB" if size < 1e7 else f"{size / 1e6:.0f} MB"

@@ -234,7 +234,9 @@ class Run:
         file = path / "run.json"
         if not file.exists():
             raise MissingError(f"{path}: not a run folder (no run.json in it)")
-        return cls(path, read_metadata(file))
+        metadata = read_metadata(file)
+        with reading(file):
+            return cls(path, metadata)
 
     # Reading
 

@@ -23,12 +23,13 @@ from bench.encoding import encode
 from bench.energy import Meter, counters
 from bench.errors import BenchError, DeviceError, MismatchError, TrialError, UsageError
 from bench.fleet import Fleet, count_devices, shared_threads
+from bench.forecast import Forecast, forecast
 from bench.loaded import base_of, load
 from bench.lock import locked
 from bench.opening import Opening, Session
 from bench.packs import Attach, Crew, Packs, Progress, Trainer, describe
 from bench.prior import with_prior
-from bench.progress import show_progress
+from bench.progress import paused, show_progress
 from bench.provenance import changed, check_same, metadata_of
 from bench.room import FLOOR, SEARCH, WORKER, Task
 from bench.run import NAME, Metadata, Run, Split, adapter_label, start_adapter
@@ -76,6 +77,8 @@ class Command:
     """Where the child processes are."""
     place: Place | None = None
     """Of a study that others work on too."""
+    on_forecast: Callable[[Forecast], None] | None = None
+    """Told how long a search will take before it begins; may raise so that it does not."""
     follow: Callable[[Path], None] = lambda path: None
     """Is told the run folder before anything is loaded."""
 
@@ -95,6 +98,9 @@ def run_search(command: Command) -> Run:
     with database_errors(), at_work(command, space.name, SEARCH) as (run, crew):
         confirmation = Confirmation(run=run, packs=crew)
         with _shared(run, command.place) as shared:
+            if command.on_forecast and (found := forecast(run, crew)):
+                with paused(crew.progress):
+                    command.on_forecast(found)
             is_counted = command.executor == "local" and not shared
             device = run.metadata.device.partition(" ")[0]
             study = Study(

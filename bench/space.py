@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from bench import yaml
 from bench.config import FOUND, MAX_CLASS_IMAGES, NO_CLASS, NUM_CLASS_IMAGES, PRESETS, TrialConfig
 from bench.errors import UsageError
+from bench.shipped import shipped_spaces
 from bench.variants import Variants, all_variants
 from bench.yaml import Number, Spec
 
@@ -520,9 +521,3 @@ def load_space(name: str) -> SearchSpace:
         raise UsageError(f"--space {name}: no such space; shipped are {known}, or give a .yaml file")
     space = yaml.read(path, SearchSpace)
     return space if "name" in space.model_fields_set else space.model_copy(update={"name": path.stem})
-
-
-def shipped_spaces() -> list[str]:
-    """Names of the spaces in the package `search_spaces`."""
-    names = (entry.name for entry in files("search_spaces").iterdir())
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))

@@ -25,11 +25,14 @@ from typing import Any, Protocol
 
 import torch
 
+from bench.config import TrialConfig
 from bench.errors import BenchError, DeviceError, one_line
 from bench.packs import Packs
+from bench.rates import measure
 from bench.run import Metadata, Split
 from bench.scoring.exam import Exam
 from bench.secrets import mask_logs, masked
+from bench.space import Sampler
 
 COMMAND = "from bench.workers import main; main()"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
@@ -54,6 +57,16 @@ class Sheaf:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Errand:
+    """A rehearsal, for a forecast."""
+
+    folder: Path
+    """By which it is known."""
+    config: TrialConfig
+    sampler: Sampler
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Order:
     """What is to be done with the items that follow."""
 
@@ -63,6 +76,8 @@ class Order:
     """At which jobs are scored; none: adapters are examined."""
     most: int | None = None
     """Jobs at a time."""
+    rehearses: bool = False
+    """The item is an Errand."""
 
 
 class Pipeline(Protocol):
@@ -251,9 +266,12 @@ def _carry_out(parent: "Parent", packs: Packs, order: Order) -> None:
     if order.rungs:
         packs.train(items, order.split, order.rungs, order.most)
         return
-    for sheaf in items:
-        packs.examine(sheaf.adapters, order.split)
-        parent.tell("ended", sheaf.folder, packs.refused)
+    for item in items:
+        if order.rehearses:
+            parent.tell("rehearsed", measure(packs, item.config, item.sampler))
+        else:
+            packs.examine(item.adapters, order.split)
+        parent.tell("ended", item.folder, packs.refused)
 
 
 class Parent:

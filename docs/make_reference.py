@@ -1,7 +1,7 @@
 """Writes docs/reference.md from the code's own models: `python docs/make_reference.py`.
 
 Keys, types, bounds and defaults are those of the pydantic models, meanings are the docstrings of their
-fields; verbs and options are the command's, metrics those of `bench/scoring/metrics.py`.
+fields; verbs, options and examples are the command's, metrics those of `bench/scoring/metrics.py`.
 """
 
 import inspect
@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import typer.main
 import typer.models
 from pydantic import AliasChoices, BaseModel
+from rich.text import Text
 
 from bench import cli, config, space
 from bench.scoring import metrics
+from bench.shipped import shipped_spaces
+from reports import compare_json, outcome, runs, score_json, show_json
 
 FILE = Path(__file__).with_name("reference.md")
 NUMBERS = {"integer": "whole number", "number": "number"}
@@ -36,6 +40,14 @@ WRITTEN = (
     space.Flags,
 )
 """Ways to write a parameter."""
+JSON = {
+    "What a run came to (`bench search`, `bench runs`, `bench show`)": outcome,
+    "`bench runs --json`": runs,
+    "`bench show RUN --json`": show_json,
+    "`bench compare --json`": compare_json,
+    "`bench score --json`": score_json,
+}
+"""Modules whose docstrings name the keys."""
 
 
 def reference() -> str:
@@ -47,6 +59,7 @@ def reference() -> str:
         *_configs(),
         *_metrics(),
         *_verbs(),
+        *_json(),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -54,7 +67,7 @@ def reference() -> str:
 def _spaces() -> Iterator[str]:
     yield "## Spaces"
     yield (
-        f"A YAML file for `--space`; shipped are {_listed(space.shipped_spaces())}. "
+        f"A YAML file for `--space`; shipped are {_listed(shipped_spaces())}. "
         "Unknown keys are refused, and the known ones named."
     )
     yield _model(space.SearchSpace)
@@ -108,6 +121,25 @@ def _verbs() -> Iterator[str]:
         parameters = inspect.signature(function).parameters
         rows = [_option(key, types[key], parameters[key].default) for key in parameters]
         yield _table(("argument or option", "value", "default", "meaning"), rows)
+        if lines := examples(name):
+            yield "\n".join(f"    {line}" for line in lines)
+
+
+def examples(name: str) -> list[str]:
+    """Those at the end of a verb's help."""
+    command: Any = typer.main.get_command(cli.app)
+    for word in name.split():
+        command = command.commands[word]
+    lines = Text.from_markup(command.epilog or "").plain.splitlines()
+    return [line.strip() for line in lines if line.strip().startswith("bench ")]
+
+
+def _json() -> Iterator[str]:
+    yield "## JSON"
+    yield "What `--json` prints; NaN and infinity are null."
+    for title, module in JSON.items():
+        yield f"### {title}"
+        yield f"```text\n{inspect.getdoc(module)}\n```"
 
 
 def verbs() -> Iterator[tuple[str, Callable[..., Any]]]:

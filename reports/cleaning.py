@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench.clean import Removal
 from bench.dataset import printable
-from bench.room import size_text
+from bench.files import size_text
 
 
 def text(found: Sequence[Removal], folder: Path, *, is_done: bool) -> str:

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from bench.compare import MIRRORED, Comparison, MetricComparison, ShownMetric, Side
+from bench.comparison import MIRRORED, Comparison, MetricComparison, ShownMetric, Side
 from bench.files import write_text
 from bench.run import read_adapter_record
 from bench.scoring.metrics import METRICS, title

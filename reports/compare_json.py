@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bench.compare import Comparison, MetricComparison, ShownMetric, Side
+from bench.comparison import Comparison, MetricComparison, ShownMetric, Side
 from bench.scoring.concepts import plain
 from bench.scoring.metrics import METRICS
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bench.compare import Side
+from bench.comparison import Side
 from bench.run import Result, Run, has_evaluation, read_evaluation
 from bench.scoring.concepts import ConceptScore, ConceptScores
 from bench.scoring.metrics import METRICS, Metric

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
 
-from bench.compare import Comparison
+from bench.comparison import Comparison
 from bench.config import TrialConfig
 from bench.files import replacing
 from bench.run import Candidate, Run, Split, TrialRecord, epoch_folder, has_evaluation, read_evaluation

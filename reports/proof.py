@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
-from bench.compare import Comparison, MetricComparison
+from bench.comparison import Comparison, MetricComparison
 from bench.run import Result, Run
 from bench.scoring.metrics import METRICS, Score, judged
 from reports import checkpoints, choice, figures, memorization, preservation, tables

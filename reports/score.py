@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.advice import Failure, Finding, Observed, advise
-from bench.compare import Comparison, Side
+from bench.comparison import Comparison, Side
 from bench.files import write_text
 from bench.run import Run, has_evaluation, read_evaluation
 from bench.scoring.metrics import METRICS, Score, title

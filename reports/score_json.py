@@ -19,7 +19,7 @@ comparison                          of what is recommended and the base, in pair
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.compare import Comparison, Side
+from bench.comparison import Comparison, Side
 from bench.run import Run
 from bench.scoring.concepts import plain
 from bench.scoring.metrics import Score

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.compare import Comparison, MetricComparison
+from bench.comparison import Comparison, MetricComparison
 from bench.run import Candidate, Metadata, Result, Run
 from bench.scoring.alignment import hessel, percent
 from bench.scoring.metrics import INCEPTION, JUDGE, METRICS, QUALITY, Score

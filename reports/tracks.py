@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bench.compare import MetricComparison
+from bench.comparison import MetricComparison
 from bench.scoring.metrics import METRICS
 
 

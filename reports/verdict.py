@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from bench.compare import Comparison, MetricComparison, Outcome, base_side, candidate_side, compare_sides
+from bench.comparison import Comparison, MetricComparison, Outcome, base_side, candidate_side, compare_sides
 from bench.errors import BenchError
 from bench.run import Candidate, Result, Run
 from bench.scoring.metrics import METRICS, Metric, Score, title
@@ -29,7 +29,7 @@ class Fact(NamedTuple):
 
 
 class Contests(NamedTuple):
-    """What `bench.compare` says of a result."""
+    """What `bench/comparison.py` says of a result."""
 
     over_base: dict[str, Comparison]
     """Label of a candidate -> it against the base model."""

@@ -90,6 +90,7 @@ class Sketch:
 
 
 MakeRun = Callable[..., Run]
+Bench = Callable[..., tuple[int, str, str]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -100,6 +101,23 @@ def pytest_configure(config: pytest.Config) -> None:
 def make_run(tmp_path: Path) -> MakeRun:
     """`make_run("name", gain=0.2, ...)`: a run folder of that name, fields of Sketch as keywords."""
     return lambda name="run-a", **fields: build_run(tmp_path / name, Sketch(**fields))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bench:
+    """`bench("search", …)` in tmp_path: exit code, stdout, stderr."""
+    from bench import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return int(exit_.value.code or 0), *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

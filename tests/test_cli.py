@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,13 @@ import pytest
 import typer.main
 
 from bench import cli
-from bench.compare import compare
+from bench.comparison import compare
 from bench.lock import locked
 from bench.run import Run
 from reports import compare_json, search_json
 
 Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """`bench("search", …)` in tmp_path: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bench", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return int(exit_.value.code or 0), *capsys.readouterr()
-
-    return run
+"""The fixture `bench`."""
 
 
 @pytest.fixture
@@ -48,15 +33,17 @@ def test_flags_are_frozen() -> None:
     assert flags == {
         "search": [
             *("space", "base", "data", "name", "trials", "budget", "seed", "floor"),
-            *("new_run", "storage", "artifacts", "executor", "force", "live"),
+            *("new_run", "yes", "quiet", "as_json", "storage", "artifacts", "executor", "force", "live"),
         ],
-        "worker": ["run", "storage", "artifacts", "base", "data", "force"],
-        "floor": ["space", "base", "data", "name", "seeds", "seed"],
-        "train": ["config", "hub_model_id"],
+        "worker": ["run", "storage", "artifacts", "base", "data", "quiet", "force"],
+        "floor": ["space", "base", "data", "name", "seeds", "seed", "quiet"],
+        "train": ["config", "hub_model_id", "quiet"],
+        "runs": ["as_json"],
+        "show": ["run", "trial", "as_json"],
         "report": ["run", "as_json"],
         "index": ["folder"],
-        "compare": ["sides", "fail_on", "as_json", "space", "base", "data", "name"],
-        "score": ["adapters", "weights", "as_json", "space", "base", "data", "name"],
+        "compare": ["sides", "fail_on", "as_json", "space", "base", "data", "name", "quiet"],
+        "score": ["adapters", "weights", "as_json", "space", "base", "data", "name", "quiet"],
         "export": ["run", "layout", "trial", "epoch"],
         "push": ["run", "target", "public", "yes"],
         "try": ["run", "base", "port"],
@@ -160,6 +147,13 @@ def test_compare_prints_a_verdict_and_writes_a_page(bench: Command, tmp_path: Pa
     assert code == 0
     assert "Similarity to the true picture" in output
     assert (tmp_path / "runs" / "compare-one-two.html").exists()
+
+
+@pytest.mark.usefixtures("two_runs")
+def test_quiet_leaves_the_last_line(bench: Command) -> None:
+    assert bench("compare", "one", "two", "--quiet") == (0, "Report: runs/compare-one-two.html\n", "")
+    code, output, errors = bench("compare", "one", "none", "-q")
+    assert (code, output, len(errors.splitlines())) == (2, "", 1)
 
 
 @pytest.mark.usefixtures("two_runs")

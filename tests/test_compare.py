@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from bench.compare import (
+from bench.comparison import (
     Comparison,
     MetricComparison,
     Side,

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from bench.captions import write_captions
-from bench.compare import base_side, compare_all, winner_side
+from bench.comparison import base_side, compare_all, winner_side
 from bench.dataset import Dataset, Example, balanced, load_dataset
 from bench.errors import UsageError
 from bench.run import Run

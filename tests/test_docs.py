@@ -1,6 +1,7 @@
 """The documentation: the reference is what the code says, and every command in it is one that there is."""
 
 import importlib.util
+import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from types import ModuleType
 import pytest
 import typer.main
 
+import bench
 from bench import cli
 from bench.scoring.metrics import METRICS
+from reports.notebook import OpenRun
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -56,6 +59,7 @@ def typed(page: Path) -> Iterator[list[str]]:
     for line in page.read_text(encoding="utf-8").splitlines():
         for part in line.strip().split("&&") if line.startswith("    ") else ():
             words = shlex.split(part.replace("…", ""), comments=True) if "bench " in part else []
+            words = words[: words.index("|")] if "|" in words else words
             if words[:1] == ["bench"]:
                 yield words[1:]
 
@@ -79,3 +83,14 @@ def test_links_in_the_documentation_lead_somewhere(page: Path) -> None:
 def test_every_metric_is_explained() -> None:
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert [name for name in METRICS if f"`{name}`" not in page] == []
+
+
+def test_the_python_api_is_documented_as_it_is() -> None:
+    """Every function with its parameters, and every attribute of a run."""
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    for name in bench.__all__:
+        parameters = inspect.signature(getattr(bench, name)).parameters
+        line = next(line for line in page.splitlines() if line.startswith(f"| `{name}("))
+        assert [each for each in parameters if not re.search(rf"\b{each}\b", line)] == []
+    public = [name for name in dir(OpenRun) if not name.startswith("_")]
+    assert [name for name in public if not re.search(rf"`{name}[`(]", page)] == []

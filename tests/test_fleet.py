@@ -18,7 +18,9 @@ from bench.errors import BenchError, DeviceError, UsageError
 from bench.fleet import Fleet, count_devices, shared_threads, sheaves_of
 from bench.packs import Job, Survey
 from bench.progress import PlainProgress
+from bench.rates import Rates
 from bench.run import read_trial
+from bench.space import Sampler
 from bench.workers import Gone, environment
 
 CONFIG = TrialConfig(rank=2, alpha=2, learning_rate=1e-4, epochs=1)
@@ -105,6 +107,26 @@ def side_by_side(number: int, deadly: str) -> Life:
     return life
 
 
+def rehearsing(*rates: Rates) -> Life:
+    """A life that measures, or dies of it where there is nothing to say."""
+
+    def life(worker: Puppet) -> Words:
+        yield "opened", None, SURVEY
+        while True:
+            yield ("order",)
+            order = worker.answer
+            yield "take", order
+            while item := worker.answer:
+                assert order.rehearses and item.config == CONFIG
+                if not rates:
+                    return
+                yield "rehearsed", rates[0]
+                yield "ended", item.folder, {}
+                yield "take", order
+
+    return life
+
+
 def finish(folder: Path) -> None:
     runs.start_trial(folder, CONFIG, "sampled")
     runs.end_trial(folder, "complete", 1.0)
@@ -134,6 +156,19 @@ class Work:
         """None: never begun."""
         files = (job.folder / "trial.json" for job in self.jobs)
         return [read_trial(file.parent).state if file.exists() else None for file in files]
+
+
+def test_one_worker_measures_for_a_forecast(tmp_path: Path) -> None:
+    rates = Rates(sample_seconds=0.1, forward_seconds=0.02)
+    work = Work(tmp_path, rehearsing(rates))
+    assert work.fleet.rehearse(CONFIG, Sampler(steps=4)) == rates
+    work.fleet.close()
+
+
+def test_a_measurement_that_kills_workers_says_nothing(tmp_path: Path) -> None:
+    work = Work(tmp_path, rehearsing(), rehearsing(), ending())
+    assert work.fleet.rehearse(CONFIG, Sampler(steps=4)) is None
+    assert work.train().states == ["complete"] * 4
 
 
 @pytest.mark.fault(1)

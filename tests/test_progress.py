@@ -2,9 +2,10 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
-from bench.progress import LiveProgress, PlainProgress, parts_of, show_progress
+from bench.progress import LiveProgress, PlainProgress, parts_of, paused, show_progress
 
 
 def events(progress: LiveProgress | PlainProgress) -> None:
@@ -65,3 +66,22 @@ def test_several_devices_share_a_display() -> None:
         assert text in both
     assert "device 1: training 2" in output.getvalue()
     assert "0000  rank" not in output.getvalue()
+
+
+def test_a_live_display_makes_room_for_a_question_and_comes_back() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    with show_progress(console) as progress:
+        assert isinstance(progress, LiveProgress)
+        with paused(progress):
+            assert not progress.live.is_started
+            console.print("Go on?")
+        assert progress.live.is_started
+        with pytest.raises(KeyError), paused(progress):
+            raise KeyError
+        assert not progress.live.is_started
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    with show_progress(Console(file=io.StringIO(), force_terminal=True)) as progress:
+        assert isinstance(progress, PlainProgress)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from bench.compare import Side, adapter_side, base_side, compare, compare_all, winner_side
+from bench.comparison import Side, adapter_side, base_side, compare, compare_all, winner_side
 from bench.floor import Floor, MetricFloor
 from bench.run import Run, adapter_label, read_json, start_adapter, write_json
 from bench.scoring.metrics import METRICS, title

@@ -12,7 +12,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from bench.config import PRESETS, TrainingConfig, TrialConfig
 from bench.errors import UsageError
 from bench.session import resolve
-from bench.space import SearchSpace, load_space, shipped_spaces
+from bench.shipped import shipped_spaces
+from bench.space import SearchSpace, load_space
 from bench.yaml import Number, Spec, parse
 
 SPACE: dict[str, Any] = {

@@ -11,6 +11,7 @@ import pytest
 from bench import room as room_module
 from bench.base import BaseModel
 from bench.errors import UsageError
+from bench.files import size_text
 from bench.room import (
     FLOOR,
     WORKER,
@@ -21,7 +22,6 @@ from bench.room import (
     done_in,
     evaluation,
     needed,
-    size_text,
     sizes_of,
     usual,
 )

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from bench.base import BaseModel, TrainingData
 from bench.cli import command_of
-from bench.compare import adapter_side, compare_sides
+from bench.comparison import adapter_side, compare_sides
 from bench.config import TrialConfig
 from bench.dataset import load_dataset
 from bench.encoding import encode

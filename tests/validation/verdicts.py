@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest, ttest_rel
 
-from bench.compare import Comparison, Side, candidate_side, compare_sides
+from bench.comparison import Comparison, Side, candidate_side, compare_sides
 from bench.floor import measure_floor
 from bench.run import Candidate, Run, exam_folder, read_evaluation
 from bench.scoring.measure import combine
