@@ -220,7 +220,8 @@ def floor(
     run = run_floor(command_of(space, overrides, name, seed, console))
     console.print(reports.floor.table(run))
     console.print(f"Floor: {run.path / 'floor.json'}", markup=False, soft_wrap=True)
-    _wrote("Report", reports.floor_page.write(run))
+    if page := reports.floor_page.write(run):
+        _wrote("Report", page)
 
 
 @_verb(
