@@ -1,6 +1,7 @@
 """YAML files from users, read safely into pydantic models with one-line errors."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -40,7 +41,14 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def read(path: Path, model: type[Model]) -> Model:
     """The YAML file at `path` as a `model`; raises UsageError naming the file and the key."""
-    return parse(_text(path), model, str(path))
+    found: Model = _parsed(_text(path), model, str(path))
+    return found
+
+
+# A report reads the configuration of every trial several times, and parsing is slow.
+@lru_cache(maxsize=4096)
+def _parsed(text: str, model: type[BaseModel], source: str) -> Any:
+    return parse(text, model, source)
 
 
 def parse(text: str, model: type[Model], source: str) -> Model:

@@ -162,5 +162,5 @@ def _gap(result: Result) -> go.Figure | None:
         for candidate in ranked(result)
         if (score := candidate.scores.get(GAP))
     ]
-    title = "loss gained on training pictures<br>beyond held-out ones; lines: ± 2 standard errors"
+    title = "loss gained on training pictures<br>beyond held-out ones<br>lines: ± 2 standard errors"
     return figures.gains(title, rows, [], zero="no gap") if rows else None

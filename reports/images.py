@@ -131,7 +131,8 @@ def thumbnail_of(picture: Image.Image) -> Thumbnail:
     small = max(picture.size) <= SMALL_PIXELS
     if not small:
         picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
-    return Thumbnail(_uri(picture, lossless=small, quality=100 if small else 82), small)
+    # Of lossless files quality is the effort: 100 takes twice as long as 0 and saves 1 %.
+    return Thumbnail(_uri(picture, lossless=small, quality=0 if small else 82), small)
 
 
 def sheet(files: list[Path], pixels: int) -> str:

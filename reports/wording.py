@@ -119,8 +119,8 @@ def qualifier(score: Score) -> str:
 
 
 def axis_title(metric: Metric, score: Score | None) -> str:
-    """A score's full name on two lines, for a figure."""
-    return f"{metric.label}<br>{html.escape(qualifier(score))}" if score else metric.label
+    """A score's full name on two lines, for a figure, where lines do not break."""
+    return f"{metric.label}<br>{html.escape(clipped(qualifier(score), 44))}" if score else metric.label
 
 
 def direction(metric: Metric) -> str:

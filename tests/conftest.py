@@ -103,6 +103,21 @@ def make_run(tmp_path: Path) -> MakeRun:
     return lambda name="run-a", **fields: build_run(tmp_path / name, Sketch(**fields))
 
 
+@pytest.fixture(scope="session")
+def keep_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
+    """As `make_run`, once for all tests that only read it: the name says which run it is."""
+    folder, kept = tmp_path_factory.mktemp("kept"), dict[str, Run]()
+
+    def make(name: str, **fields: Any) -> Run:
+        if name not in kept:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "fsync", lambda descriptor: None)  # no power is lost here
+                kept[name] = build_run(folder / name, Sketch(**fields))
+        return kept[name]
+
+    return make
+
+
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bench:
     """`bench("search", …)` in tmp_path: exit code, stdout, stderr."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile import HOSTILE, hostile_run
 from PIL import Image
 from rich.console import Console
 
@@ -44,7 +45,6 @@ from reports.verdict import contests, verdict
 MakeRun = Callable[..., Run]
 LEADING = ("#", "winner/", "trials/", "confirm/", "base/", "real/", "data/", "run-a/", "run-b/")
 """How links of pages may begin."""
-HOSTILE = "</script><img src=x onerror=alert(1)>"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "input", "img", "br", "link", "hr"}
 
@@ -450,24 +450,6 @@ def test_the_page_stays_small_with_many_large_images(
 
 
 # Safety
-
-
-def hostile_run(make_run: MakeRun, name: str) -> Run:
-    metadata = [(field, HOSTILE) for field in ("base", "data", "scorer", "device", "machine", "created")]
-    run = make_run(name, caption=HOSTILE, reason=HOSTILE, metadata=tuple(metadata))
-    data = read_json(run.path / "run.json")
-    data |= {"name": HOSTILE, "versions": {HOSTILE: HOSTILE}}
-    data["space"]["data"] = HOSTILE
-    write_json(run.path / "run.json", data)
-    for file in (run.path / "trials").glob("*/config.yaml"):
-        file.write_text(file.read_text().replace("attention+ff", f"['{HOSTILE}']"))
-    result = read_json(run.path / "result.json")
-    for candidate in result["candidates"]:
-        for score in candidate["scores"].values():
-            score["extractor"] = HOSTILE
-        candidate["config"]["target_modules"] = [HOSTILE]
-    write_json(run.path / "result.json", result)
-    return Run.open(run.path)
 
 
 def pages(make_run: MakeRun) -> list[Page]:

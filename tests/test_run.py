@@ -27,6 +27,14 @@ def test_a_run_is_read_back_as_it_was_written(make_run: Callable[..., Run]) -> N
     assert again.result() == run.result()
 
 
+def test_a_configuration_that_was_changed_is_read_again(make_run: Callable[..., Run]) -> None:
+    folder = make_run().trial_folder(0)
+    assert read_trial(folder).config.rank == 8
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("rank: 8", "rank: 4"))
+    assert read_trial(folder).config.rank == 4
+
+
 @pytest.mark.fault(8)
 def test_a_file_that_fails_while_it_is_written_leaves_the_old_one(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "old")

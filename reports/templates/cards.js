@@ -53,12 +53,11 @@
     place(event.pageX, event.pageY);
   }
 
-  for (const figure of document.querySelectorAll(".figure > div")) {
-    if (!figure.on) continue; // not drawn: no script of figures in this page
+  document.addEventListener("drawn", ({ target: figure }) => {
     figure.on("plotly_hover", ({ points, event }) => show(points[0].customdata, event, false));
     figure.on("plotly_unhover", () => { if (!pinned) hide(); });
     figure.on("plotly_click", ({ points, event }) => show(points[0].customdata, event, true));
-  }
+  });
   for (const line of document.querySelectorAll(".parallel .line")) {
     line.addEventListener("pointerenter", (event) => show(line.dataset.key, event, false));
     line.addEventListener("pointerleave", () => { if (!pinned) hide(); });

@@ -20,16 +20,32 @@
     };
   }
 
+  // One after another, while the page can be read: all at once would keep it from opening.
+  let waiting = [];
+  const later = window.requestIdleCallback ?? setTimeout;
+
   function draw() {
-    for (const source of document.querySelectorAll("script.figure-data")) {
-      const box = document.getElementById(source.dataset.for);
-      if (!box || !window.Plotly) continue;
-      const figure = JSON.parse(source.textContent);
-      figure.layout.template = template();
-      Plotly.react(box, figure.data, figure.layout, { displaylogo: false, displayModeBar: false });
-      sizes.observe(box);
-    }
+    waiting = window.Plotly ? [...document.querySelectorAll("script.figure-data")] : [];
+    later(drawNext);
   }
+
+  function drawNext() {
+    const source = waiting.shift();
+    if (!source) return;
+    const box = document.getElementById(source.dataset.for);
+    if (box) drawFigure(box, JSON.parse(source.textContent));
+    later(drawNext);
+  }
+
+  function drawFigure(box, figure) {
+    const isFirst = !box.data;
+    figure.layout.template = template();
+    Plotly.react(box, figure.data, figure.layout, { displaylogo: false, displayModeBar: false });
+    sizes.observe(box);
+    if (isFirst) box.dispatchEvent(new Event("drawn", { bubbles: true }));
+  }
+
+  addEventListener("beforeprint", () => { while (waiting.length) drawNext(); });
 
   // Boxes change their width without the window: a page turned, a section opened.
   const sizes = new ResizeObserver((entries) => {

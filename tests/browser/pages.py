@@ -1,0 +1,28 @@
+"""Every page that the tests open in a browser, and how its file is made; a new page is one more entry."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hostile import hostile_run
+
+from bench.run import Run
+from reports import search
+
+MakeRun = Callable[..., Run]
+HOSTILE = (
+    '</script></title><script>alert(1)</script><img src=x onerror=alert(2)>" onfocus=alert(3) autofocus '
+    '<svg onload=alert(4)></svg><a href="javascript:alert(5)">{{7*7}}</a>'
+)
+PAGES: dict[str, Callable[[MakeRun], Path]] = {
+    "search": lambda keep_run: search.write(finished(keep_run)),
+    "search, interrupted": lambda keep_run: search.write(keep_run("interrupted", ending="interrupted")),
+    "search, only failures": lambda keep_run: search.write(keep_run("failed", ending="failed")),
+    "search, empty": lambda keep_run: search.write(keep_run("empty", ending="empty")),
+    "search, hostile": lambda keep_run: search.write(hostile_run(keep_run, "hostile", HOSTILE)),
+}
+HOSTILE_PAGES = [name for name in PAGES if "hostile" in name]
+
+
+def finished(keep_run: MakeRun) -> Run:
+    """A search with everything in it, whose winner wins."""
+    return keep_run("finished", trials=12, prompts=12, gain=0.2)
