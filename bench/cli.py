@@ -209,16 +209,18 @@ def floor(
 ) -> None:
     """Measure how far scores differ by luck: the default config trained with several seeds, the base redrawn.
 
-    Writes runs/NAME/floor.json; a search of that name builds on these trainings.
+    Writes runs/NAME/floor.json and floor.html; a search of that name builds on these trainings.
     """
     import reports.floor
+    import reports.floor_page
     from bench.session import run_floor
 
     overrides = {"base": base, "data": data, "floor": seeds}
     console = _console(quiet=quiet)
     run = run_floor(command_of(space, overrides, name, seed, console))
     console.print(reports.floor.table(run))
-    _wrote("Floor", run.path / "floor.json")
+    console.print(f"Floor: {run.path / 'floor.json'}", markup=False, highlight=False, soft_wrap=True)
+    _wrote("Report", reports.floor_page.write(run))
 
 
 @_verb(
@@ -357,7 +359,9 @@ def index(
     import reports.index
 
     console = _console()
-    console.print(f"Index: {reports.index.write(folder)}", markup=False, highlight=False, soft_wrap=True)
+    with console.status("Reading runs"):
+        file = reports.index.write(folder)
+    console.print(f"Index: {file}", markup=False, highlight=False, soft_wrap=True)
 
 
 @_verb(

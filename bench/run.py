@@ -17,7 +17,7 @@
     floor.json                  the Floor: what trainings of one configuration differ by
     result.json                 the Result: which configuration won, on confirmed scores
     winner/                     adapter.safetensors and training_config.yaml
-    report.html
+    report.html                 and trials/0007/trial.html, floor.html
     data/                       its numbers for other programs, see `reports/exports.py`
     damaged/                    what `bench doctor --fix` set aside
 

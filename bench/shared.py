@@ -110,9 +110,8 @@ class Place:
         url = self._address()
         try:
             url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
-            asked = {**CONNECTING.get(url.drivername, {})}
-            for name in url.query:
-                asked.pop(name, None)
+            known = CONNECTING.get(url.drivername, {})
+            asked = {name: known[name] for name in known.keys() - url.query.keys()}
             return RDBStorage(
                 url.render_as_string(hide_password=False), engine_kwargs={"connect_args": asked}
             )

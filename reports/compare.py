@@ -1,12 +1,13 @@
 """The report of a comparison: two or more sides on the same test prompts -> one HTML file."""
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
-import plotly.graph_objects as go
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
@@ -15,8 +16,11 @@ from bench.comparison import MIRRORED, Comparison, MetricComparison, ShownMetric
 from bench.files import write_text
 from bench.run import read_adapter_record
 from bench.scoring.metrics import METRICS, title
-from reports import concepts, figures, page, tables
-from reports.images import Column, Grid, column, grid
+from reports import concepts, page, tables
+from reports.cards import page_of
+from reports.images import Column, Grid, Thumbnail, column, grid
+from reports.tracks import Track, tracks
+from reports.trial_images import thumbnail
 from reports.verdict import Fact, Verdict
 from reports.wording import (
     MISSING,
@@ -35,6 +39,8 @@ from reports.wording import (
 
 NUM_EXTREMES = 4
 """Prompts shown as the best and the worst for A."""
+MAX_BARS = 200
+"""Prompts whose bars show images."""
 MAX_NAME, MAX_FILE_NAME = 64, 140
 FLOOR = "the luck of the default configuration, and others may vary much more"
 GROUPS = {"shown": "Shown without a verdict", "alarm": "Alarms: has it copied its training pictures?"}
@@ -58,6 +64,8 @@ class MetricRow(NamedTuple):
     p_value: str
     p_adjusted: str
     verdict: str
+    track: Track
+    """The interval beside the floor; right is better for A."""
 
 
 class ShownRow(NamedTuple):
@@ -86,7 +94,11 @@ class Pair(NamedTuple):
     kept: list[str]
     floor_known: bool
     one_training: bool
-    settings: list[tables.Setting]
+    outcome: str
+    """WIN, TIE or LOSS of A."""
+    difference: str
+    """In the metric of choice."""
+    reason: str
 
 
 class SideFacts(NamedTuple):
@@ -97,6 +109,40 @@ class SideFacts(NamedTuple):
     name: str
     what: str
     facts: list[tuple[str, str]]
+    links: list[tuple[str, str]]
+    """Pages about it: what they are called, and the way there from the folder of this page."""
+
+
+class Bar(NamedTuple):
+    """One prompt: A minus B, and what both drew."""
+
+    caption: str
+    difference: str
+    better: str
+    """`a` or `b`, or nothing for neither: decides the colour."""
+    part: float
+    """Of the height of all bars above and below 0 together, from 0 to 1."""
+    images: list[tuple[str, str, Thumbnail]]
+    """Title and colour of each, with the first seed's image."""
+
+
+class Bars(NamedTuple):
+    """One a prompt, where A does best first."""
+
+    zero: float
+    """Where 0 is, from the top, as a share of the height."""
+    rows: list[Bar]
+
+
+class SettingRow(NamedTuple):
+    """One setting over all sides that have any."""
+
+    name: str
+    values: list[str]
+
+    @property
+    def differs(self) -> bool:
+        return len(set(self.values)) > 1
 
 
 class Cell(NamedTuple):
@@ -108,7 +154,7 @@ class Cell(NamedTuple):
 
 def write(sides: Sequence[Side], comparisons: Sequence[Comparison], path: Path) -> Path:
     """Write the report of all pairs of `sides` to `path`."""
-    write_text(path, render(sides, comparisons))
+    write_text(path, render(sides, comparisons, path.parent))
     return path
 
 
@@ -123,15 +169,16 @@ def file_name(sides: Sequence[Side]) -> str:
     return f"compare-{text}.html"
 
 
-def render(sides: Sequence[Side], comparisons: Sequence[Comparison]) -> str:
-    """The page as text: the comparisons with the first side, and the matrix of all if there are more."""
+def render(sides: Sequence[Side], comparisons: Sequence[Comparison], folder: Path | None = None) -> str:
+    """The page as text: the comparisons with the first side, and the matrix of all if there are more.
+
+    `folder` is where the page will lie, if it is to lead to reports and to images in full size.
+    """
     firsts = [comparison for comparison in comparisons if comparison.a is sides[0]]
     alone = firsts[0] if len(sides) == 2 else None
     best, worst = extremes(alone) if alone else ([], [])
     rest = [index for index in range(_num_prompts(sides[0])) if index not in {*best, *worst}]
     select_by = comparisons[0].select_by
-    every = _grid(sides, select_by, rest, 0.6 if alone else 1.0)
-    shown = {f"differences-{i}": differences(c, letter(i)) for i, c in enumerate(firsts, start=1)}
     return page.render(
         "compare.html.j2",
         select_by=METRICS[select_by],
@@ -140,12 +187,14 @@ def render(sides: Sequence[Side], comparisons: Sequence[Comparison]) -> str:
         lead=_lead(sides, comparisons),
         matrix=matrix(sides, comparisons) if len(sides) > 2 else [],
         pairs=[pair(number, letter(number), c) for number, c in enumerate(firsts, start=1)],
-        best=_grid(sides, select_by, best, 0.2),
-        worst=_grid(sides, select_by, worst, 0.2),
-        every=every,
+        best=_grid(sides, select_by, best, 0.2, folder),
+        worst=_grid(sides, select_by, worst, 0.2, folder),
+        every=_grid(sides, select_by, rest, 0.6 if alone else 1.0, folder),
+        bars=bars(alone) if alone else None,
         concepts=concepts.of_sides(sides, _titles(sides), select_by),
-        sides=[_side(index, side) for index, side in enumerate(sides)],
-        figures=shown | ({"prompts": prompts(alone)} if alone else {}),
+        sides=[_side(index, side, folder) for index, side in enumerate(sides)],
+        settings=side_settings(sides),
+        figures={},
     )
 
 
@@ -233,14 +282,16 @@ def _facts(comparison: Comparison, row: MetricComparison, letters: tuple[str, st
     facts = [
         Fact(first, plus_minus(row.a.value, row.a.stderr), note),
         Fact(second, plus_minus(row.b.value, row.b.stderr), note),
-        Fact(f"{first} minus {second}", plus_minus(row.mean, row.stderr, signed=True), _floor_note(row)),
+        _difference_fact(f"{first} minus {second}", row),
     ]
     if judge:
-        decided = plus_minus(judge.mean, judge.stderr, signed=True)
-        facts.append(
-            Fact(f"the judge ({judge.a.extractor}) says {judge.verdict}", decided, _floor_note(judge))
-        )
+        facts.append(_difference_fact(f"the judge ({judge.a.extractor}) says {judge.verdict}", judge))
     return facts
+
+
+def _difference_fact(label: str, row: MetricComparison) -> Fact:
+    text = plus_minus(row.mean, row.stderr, signed=True)
+    return Fact(label, text, _floor_note(row), track=tracks([row])[0])
 
 
 def _floor_note(row: MetricComparison) -> str:
@@ -253,15 +304,15 @@ def _floor_note(row: MetricComparison) -> str:
 def _lead(sides: Sequence[Side], comparisons: Sequence[Comparison]) -> Verdict:
     """The first block of the page: the verdict on two sides, or A's against all others."""
     if len(sides) == 2:
-        return verdict(comparisons[0])
+        said, reason = verdict(comparisons[0]), f"{capital(comparisons[0].reason)}."
+        return said._replace(lead=reason, detail=said.detail.removeprefix(reason).lstrip())
     firsts = [comparison for comparison in comparisons if comparison.a is sides[0]]
     counts = [sum(c.verdict == outcome for c in firsts) for outcome in ("WIN", "TIE", "LOSS")]
-    said = [f"{count} {name}" for count, name in zip(counts, ("won", "tied", "lost"), strict=True) if count]
-    headline = f"A ({sides[0].name}) against {len(firsts)} others: {', '.join(said)}."
-    against = [f"{letter(i)} ({c.b.name}): {c.verdict}, {c.reason}." for i, c in enumerate(firsts, start=1)]
-    corrected = f"Overall verdicts are corrected for all {_family(comparisons)}."
+    words = [f"{count} {name}" for count, name in zip(counts, ("won", "tied", "lost"), strict=True) if count]
+    headline = f"A ({sides[0].name}) against {len(firsts)} others: {', '.join(words)}."
+    corrected = f"Verdicts are from A's point of view, corrected for all {_family(comparisons)}."
     tone = "loss" if counts[2] else "tie" if counts[1] else "win"
-    return Verdict(tone, headline, " ".join([*against, corrected]), [])
+    return Verdict(tone, headline, corrected, [])
 
 
 def _family(comparisons: Sequence[Comparison]) -> str:
@@ -292,7 +343,6 @@ def _difference(comparison: Comparison, sign: int) -> str:
 
 def pair(number: int, second: str, comparison: Comparison) -> Pair:
     a, b = comparison.a, comparison.b
-    both = (settings(a.config), settings(b.config)) if a.config and b.config else None
     shown = [
         (heading, [_shown_row(row) for row in comparison.shown if METRICS[row.metric].role == role])
         for role, heading in GROUPS.items()
@@ -309,7 +359,9 @@ def pair(number: int, second: str, comparison: Comparison) -> Pair:
         kept=[text for text in (_kept("A", a), _kept(second, b)) if text],
         floor_known=comparison.floor_known,
         one_training=bool(comparison.one_training),
-        settings=tables.setting_rows(*both) if both else [],
+        outcome=str(comparison.verdict),
+        difference=_difference(comparison, 1),
+        reason=comparison.reason,
     )
 
 
@@ -325,6 +377,7 @@ def _metric_row(row: MetricComparison) -> MetricRow:
         p_value=p_value(row.p_value),
         p_adjusted=p_value(row.p_adjusted),
         verdict=row.verdict,
+        track=tracks([row])[0],
     )
 
 
@@ -364,32 +417,32 @@ def _kept(name: str, side: Side) -> str:
     )
 
 
-# Figures and images
+# Images
 
 
-def differences(comparison: Comparison, second: str = "B") -> go.Figure:
-    """Leads in standard errors, so that metrics of different units share one axis."""
-    rows = []
-    for row in comparison.metrics:
-        if row.stderr > 0:
-            sign = METRICS[row.metric].sign
-            ends = sorted(sign * end / row.stderr for end in (row.low, row.high))
-            lead = sign * row.mean / row.stderr
-            rows.append(figures.Difference(METRICS[row.metric].label, lead, ends[0], ends[1], row.verdict))
-    figure = figures.differences(rows)
-    figure.update_xaxes(title=f"← better for {second} | better for A →<br>in standard errors")
-    return figure
-
-
-def prompts(comparison: Comparison) -> go.Figure | None:
-    """The difference of every test prompt, sorted."""
+def bars(comparison: Comparison) -> Bars | None:
+    """A minus B on every test prompt; None where the metric is not paired."""
     values = comparison.differences.get(comparison.select_by)
-    if values is None:
+    if not values:
         return None
-    captions = [prompt.text for prompt in comparison.a.run.metadata.prompts["test"]]
-    order = sorted(range(len(values)), key=lambda index: values[index])
-    label = f"{METRICS[comparison.select_by].label}: A minus B"
-    return figures.prompt_differences(label, [captions[i] for i in order], [values[i] for i in order])
+    sign, prompts = METRICS[comparison.select_by].sign, comparison.a.run.metadata.prompts["test"]
+    leads = [sign * value for value in values]
+    top, bottom = max(0.0, *leads), min(0.0, *leads)
+    whole = top - bottom or 1.0
+    columns = [_column(i, side, comparison.select_by) for i, side in enumerate((comparison.a, comparison.b))]
+    seeds = min(len(prompt.seeds) for prompt in prompts)
+    found = []
+    for place, index in enumerate(sorted(range(len(leads)), key=lambda index: -leads[index])):
+        better = "a" if leads[index] > 0 else "b" if leads[index] < 0 else ""
+        shown = [(c.title, c.kind, _first(c, index * seeds)) for c in columns] if place < MAX_BARS else []
+        images = [(title, kind, image) for title, kind, image in shown if image]
+        text, part = number(values[index], signed=True), round(abs(leads[index]) / whole, 4)
+        found.append(Bar(prompts[index].text, text, better, part, images))
+    return Bars(round(top / whole, 4), found)
+
+
+def _first(column: Column, image: int) -> Thumbnail | None:
+    return thumbnail(column.images[image]) if image < len(column.images) else None
 
 
 def extremes(comparison: Comparison) -> tuple[list[int], list[int]]:
@@ -405,10 +458,10 @@ def _num_prompts(side: Side) -> int:
     return len(side.run.metadata.prompts["test"])
 
 
-def _grid(sides: Sequence[Side], metric: str, order: list[int], share: float) -> Grid:
+def _grid(sides: Sequence[Side], metric: str, order: list[int], share: float, folder: Path | None) -> Grid:
     run = sides[0].run
     columns = [_column(index, side, metric) for index, side in enumerate(sides)]
-    return grid(run, run.metadata.prompts["test"], columns, order, share)
+    return grid(run, run.metadata.prompts["test"], columns, order, share, page=folder)
 
 
 def _column(index: int, side: Side, metric: str) -> Column:
@@ -432,10 +485,30 @@ def _kind(index: int, side: Side) -> str:
 # Sides
 
 
-def _side(index: int, side: Side) -> SideFacts:
+def side_settings(sides: Sequence[Side]) -> list[SettingRow]:
+    """Of sides that are configurations: settings that differ first; a dash for the others. None of fewer
+    than two."""
+    known = [settings(side.config) if side.config else {} for side in sides]
+    if sum(map(bool, known)) < 2:
+        return []
+    names = [name for name in max(known, key=len) if name != "seed"]
+    rows = [SettingRow(name, [texts.get(name, MISSING) for texts in known]) for name in names]
+    return sorted(rows, key=lambda row: not row.differs)
+
+
+def _side(index: int, side: Side, folder: Path | None) -> SideFacts:
     what, facts = _described(side)
     facts += [("device", side.run.metadata.device), ("started", side.run.metadata.created)]
-    return SideFacts(letter(index), _kind(index, side), side.name, what, facts)
+    links = _links(side, folder) if folder else []
+    return SideFacts(letter(index), _kind(index, side), side.name, what, facts, links)
+
+
+def _links(side: Side, folder: Path) -> list[tuple[str, str]]:
+    """To the report of its run, and to the page of its trial, if they are there."""
+    pages = [("report", side.run.path / "report.html")]
+    if side.label.isdecimal():
+        pages.append((trial_name(side.label), side.run.path / page_of(side.label)))
+    return [(name, quote(os.path.relpath(path, folder))) for name, path in pages if path.exists()]
 
 
 def _described(side: Side) -> tuple[str, list[tuple[str, str]]]:

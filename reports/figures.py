@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from bench.scoring.metrics import Score
-from reports.wording import MISSING, clipped, number, plus_minus, short
+from reports.wording import MISSING, clipped, plus_minus, short
 
 COLOURS = {
     "base": "#8a8f98",
@@ -148,16 +148,6 @@ class Curve(NamedTuple):
     losses: list[float]
 
 
-class Difference(NamedTuple):
-    """A's lead over B in standard errors; positive is better for A."""
-
-    label: str
-    lead: float
-    low: float
-    high: float
-    verdict: str
-
-
 def gains(x_title: str, rows: list[Gain], bands: list[Band], zero: str = "base") -> go.Figure:
     """Gain over the base of each confirmed candidate with its line, and the noise floor."""
     figure = go.Figure()
@@ -189,7 +179,7 @@ def gains(x_title: str, rows: list[Gain], bands: list[Band], zero: str = "base")
     return laid_out(figure, height=125 + 56 * len(rows), legend=False)
 
 
-def _line(row: Gain | Difference, at: float) -> dict[str, Any]:
+def _line(row: Gain, at: float) -> dict[str, Any]:
     """From `low` to `high`."""
     return {"array": [row.high - at], "arrayminus": [at - row.low], "thickness": 3, "width": 7}
 
@@ -457,42 +447,6 @@ def losses(
     figure.update_xaxes(title=x_title)
     figure.update_yaxes(title=y_title)
     return laid_out(figure, height=380)
-
-
-def differences(rows: list[Difference]) -> go.Figure:
-    """A's lead over B in each metric, in standard errors, with 95 % intervals."""
-    figure = go.Figure()
-    colours = {"WIN": COLOURS["a"], "TIE": COLOURS["base"], "LOSS": COLOURS["b"]}
-    symbols = {"WIN": "triangle-right", "TIE": "circle", "LOSS": "triangle-left"}
-    for row in rows:
-        figure.add_scatter(
-            x=[row.lead],
-            y=[html.escape(row.label).replace(" (", "<br>(")],
-            error_x=_line(row, row.lead),
-            mode="markers",
-            marker={"size": 14, "color": colours[row.verdict], "symbol": symbols[row.verdict]},
-            hovertemplate=f"%{{y}}: {number(row.lead, 1, signed=True)} standard errors<extra></extra>",
-        )
-    figure.add_vline(x=0, line={"color": COLOURS["base"], "width": 2, "dash": "dot"})
-    figure.update_xaxes(title="← better for B | better for A →<br>in standard errors")
-    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
-    return laid_out(figure, height=120 + 46 * len(rows), legend=False)
-
-
-def prompt_differences(label: str, captions: list[str], values: list[float]) -> go.Figure:
-    """One bar a prompt, in the order given."""
-    figure = go.Figure()
-    figure.add_bar(
-        x=list(range(1, len(values) + 1)),
-        y=values,
-        marker={"color": [COLOURS["a"] if value > 0 else COLOURS["b"] for value in values]},
-        text=[html.escape(caption) for caption in captions],
-        textposition="none",
-        hovertemplate="%{text}: %{y:+.4f}<extra></extra>",
-    )
-    figure.update_xaxes(title="test prompts, sorted", showgrid=False)
-    figure.update_yaxes(title=html.escape(label))
-    return laid_out(figure, height=300, legend=False)
 
 
 def laid_out(figure: go.Figure, *, height: int, legend: bool = True) -> go.Figure:

@@ -1,5 +1,7 @@
 """Memorisation in the search report: alarms, numbers, and the nearest pairs to look at."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from bench.run import (
@@ -17,7 +19,7 @@ from bench.scoring import memorization
 from bench.scoring.memorization import Features
 from bench.scoring.metrics import MEMORIZATION, Score
 from reports import images
-from reports.images import Cell, PromptRow
+from reports.images import Cell, PromptRow, Thumbnail
 from reports.tables import Model, ScoreRow, models, score_rows
 from reports.verdict import winner_of
 
@@ -26,6 +28,7 @@ NUM_PAIRS = 6
 MAX_CHARACTERS = 400_000
 """Of the thumbnails of one set of pairs."""
 TRAINING = "training"
+Maker = Callable[[Path], Thumbnail | None]
 
 
 class Pairs(NamedTuple):
@@ -48,6 +51,14 @@ class Memorization(NamedTuple):
     """Cosine that hardly any held-out real picture reaches."""
 
 
+class NearestPairs(NamedTuple):
+    """Of one evaluation."""
+
+    rows: list[PromptRow]
+    network: str
+    threshold: float | None
+
+
 class _View(NamedTuple):
     """What one network sees of the pictures."""
 
@@ -62,7 +73,7 @@ def panel(run: Run, result: Result, base: dict[str, Score]) -> Memorization | No
     shown = [m for m in models(result, base) if m.kind != "sampled"]
     rows = score_rows(shown, [metric.name for metric in MEMORIZATION])
     held_out = run.pictures("test")
-    view = _view(run, won, held_out)
+    view = _view(run, run.evaluations(won, "test"), held_out)
     found = _pairs(run, won, view) if view else []
     if not rows and not found:
         return None
@@ -72,17 +83,33 @@ def panel(run: Run, result: Result, base: dict[str, Score]) -> Memorization | No
         models=shown,
         rows=rows,
         pairs=found,
-        network=(run.metadata.judge or "judge") if view and view.by_judge else run.metadata.scorer,
+        network=_network(run, view) if view else run.metadata.scorer,
         threshold=_threshold(view) if view else None,
     )
 
 
-def _view(run: Run, won: Candidate, held_out: Pictures | None) -> _View | None:
+def nearest_pairs(run: Run, folder: Path, split: Split, make: Maker) -> NearestPairs | None:
+    """Of the evaluation in `folder`, on the prompts of `split`; None where either is not known."""
+    if not has_evaluation(folder):
+        return None
+    held_out = run.pictures(split)
+    view = _view(run, [read_evaluation(folder)], held_out)
+    if view is None:
+        return None
+    everything = list(range(len(run.metadata.prompts.get(split, []))))
+    rows = _pair_rows(run, folder, split, everything, view, make)
+    return NearestPairs(rows, _network(run, view), _threshold(view)) if rows else None
+
+
+def _network(run: Run, view: _View) -> str:
+    return (run.metadata.judge or "judge") if view.by_judge else run.metadata.scorer
+
+
+def _view(run: Run, evaluations: list[Evaluation], held_out: Pictures | None) -> _View | None:
     """By the judge where it saw both the training pictures and the images."""
     train = run.pictures("train")
     if train is None or not len(train.features):
         return None
-    evaluations = run.evaluations(won, "test")
     if train.judge_features is not None and all(e.judge_features is not None for e in evaluations):
         return _View(True, train.judge_features, held_out.judge_features if held_out else None)
     return _View(False, train.features, held_out.features if held_out else None)
@@ -98,16 +125,20 @@ def _pairs(run: Run, won: Candidate, view: _View) -> list[Pairs]:
     probes = run.metadata.prompts.get("probe", [])
     training = [index for index, prompt in enumerate(probes) if prompt.kind == TRAINING]
     test = list(range(len(run.metadata.prompts.get("test", []))))
+    probe_folder, test_folder = (run.exam_folders(won, split)[0] for split in ("probe", "test"))
     found = [
-        Pairs("Drawn from captions of training pictures", _pair_rows(run, won, "probe", training, view)),
-        Pairs("Drawn from captions it never saw", _pair_rows(run, won, "test", test, view)),
+        Pairs(
+            "Drawn from captions of training pictures", _pair_rows(run, probe_folder, "probe", training, view)
+        ),
+        Pairs("Drawn from captions it never saw", _pair_rows(run, test_folder, "test", test, view)),
     ]
     return [pairs for pairs in found if pairs.rows]
 
 
-def _pair_rows(run: Run, won: Candidate, split: Split, chosen: list[int], view: _View) -> list[PromptRow]:
-    """Of the first training of the winner, on the prompts `chosen`."""
-    folder = run.exam_folders(won, split)[0]
+def _pair_rows(
+    run: Run, folder: Path, split: Split, chosen: list[int], view: _View, make: Maker = images.thumbnail
+) -> list[PromptRow]:
+    """Of the evaluation in `folder`, on the prompts `chosen`."""
     prompts = run.metadata.prompts.get(split, [])
     if not chosen or not has_evaluation(folder):
         return []
@@ -119,8 +150,8 @@ def _pair_rows(run: Run, won: Candidate, split: Split, chosen: list[int], view: 
     files, rows, left = image_files(folder), [], MAX_CHARACTERS
     for pair in memorization.pairs(features[rows_of], view.train, NUM_PAIRS, seeds):
         image = rows_of[pair.image]
-        drawn = images.thumbnail(files[image]) if image < len(files) else None
-        real = images.thumbnail(run.path / "real" / "train" / f"{pair.training:04d}.webp")
+        drawn = make(files[image]) if image < len(files) else None
+        real = make(run.path / "real" / "train" / f"{pair.training:04d}.webp")
         left -= sum(len(shown.uri) for shown in (drawn, real) if shown)
         if left < 0:
             break

@@ -81,6 +81,7 @@ def environment() -> Environment:
         "policy": policy(script, plotly_script),
         "live_policy": policy(script, plotly_script, live_script),
         "css": Markup(_text("page.css")),
+        "stylesheet": lambda name: Markup(_text(name)),
         "script": Markup(script),
         "live_script": Markup(live_script),
         "index_css": Markup(_text("index.css")),

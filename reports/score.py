@@ -93,9 +93,8 @@ def render(sheets: Sequence[Sheet], sides: Sequence[Side], comparisons: Sequence
         for number, (sheet, comparison) in enumerate(zip(sheets, over_base, strict=True), start=1)
     ]
     shown: dict[str, go.Figure | None] = {}
-    for part, sheet, comparison in zip(parts, sheets, over_base, strict=True):
+    for part, sheet in zip(parts, sheets, strict=True):
         shown |= {f"{name}-{part.number}": figure for name, figure in _figures(run, sheet).items()}
-        shown[f"differences-{part.number}"] = compare.differences(comparison)
     return page.render(
         "score.html.j2",
         run=run.metadata,

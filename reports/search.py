@@ -16,6 +16,7 @@ from reports import (
     failures,
     figures,
     floor,
+    floor_page,
     page,
     parallel,
     proof,
@@ -23,6 +24,7 @@ from reports import (
     slices,
     tables,
     tradeoffs,
+    trial,
 )
 from reports.gallery import gallery
 from reports.trials import importances, read_points
@@ -46,9 +48,12 @@ class Recommended(NamedTuple):
 
 
 def write(run: Run) -> Path:
-    """Write run.path/"report.html", and data/ beside it; works for a search in any state."""
+    """Write run.path/"report.html", and beside it data/ and the pages of trials and floor; works in any
+    state."""
     path = run.path / "report.html"
     exports.write(run)
+    trial.write_pages(run)
+    floor_page.write(run)
     write_text(path, render(run))
     return path
 

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import json
 import shutil
 from collections.abc import Callable, Iterator
 
@@ -13,6 +14,7 @@ from bench.run import Run
 from reports import exports
 from reports.growing import Growing
 from reports.served import served
+from reports.trials import read_points
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -82,7 +84,12 @@ def test_it_grows_while_it_is_read(make_run: MakeRun, page: playwright.Page) -> 
         until(page, "document.querySelector('#live').dataset.over === '1'")
         assert page.locator("#live.over .says").inner_text() == "The search has ended."
     # The page stays, and asks no more.
-    assert saved(page, "csv")[0] == list(exports.trials(run))
+    table = exports.embedded(run, read_points(run), None)[0].table
+    assert table
+    columns, *rows = saved(page, "csv")
+    assert columns == table["columns"] and len(rows) == len(table["rows"])
+    for written, row in zip(rows, table["rows"], strict=True):
+        assert [json.dumps(told(cell)) for cell in written] == [json.dumps(told(str(cell))) for cell in row]
     page.clock.run_for(60_000)
     assert page.locator("#live.lost").count() == 0
 
@@ -96,6 +103,13 @@ def test_a_search_that_was_killed_is_said_to_be_gone(make_run: MakeRun, page: pl
         page.route("**/version", lambda route: route.fulfill(body="<html>"))
         until(page, "document.querySelector('#live.lost') !== null")
     assert "does not answer" in page.locator("#live .says").inner_text()
+
+
+def told(cell: str) -> object:
+    """What a cell means, whichever language has written it."""
+    with contextlib.suppress(ValueError):
+        return float(cell)
+    return {"": None, "None": None, "True": "true", "False": "false"}.get(cell, cell)
 
 
 def saved(page: playwright.Page, format: str) -> list[list[str]]:

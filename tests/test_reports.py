@@ -42,6 +42,8 @@ from reports.page import policy as policy_for
 from reports.verdict import contests, verdict
 
 MakeRun = Callable[..., Run]
+LEADING = ("#", "winner/", "trials/", "confirm/", "base/", "real/", "data/", "run-a/", "run-b/")
+"""How links of pages may begin."""
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "input", "img", "br", "link", "hr"}
@@ -516,10 +518,7 @@ def test_pages_load_nothing_and_say_so_to_the_browser(make_run: MakeRun) -> None
         assert {tag for tag, attrs in page.tags if "src" in attrs} == {"img"}
         assert page.values("link", "href") == []
         for link in page.values("a", "href"):
-            assert (
-                link.startswith(("#", "winner/", "trials/", "confirm/", "base/", "real/", "data/"))
-                and ".." not in link
-            )
+            assert link.startswith(LEADING) and ".." not in link
         policy = next(value for value in page.values("meta", "content") if "default-src" in value)
         assert "default-src 'none'" in policy and "http" not in policy and "unsafe-eval" not in policy
 
@@ -529,7 +528,8 @@ def test_only_scripts_of_this_package_run(make_run: MakeRun) -> None:
         policy = next(value for value in page.values("meta", "content") if "default-src" in value)
         allowed = policy.split("script-src ")[1].split(";")[0].split()
         found = {base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in page.scripts}
-        assert len(found) == 2 and {f"'sha256-{digest}'" for digest in found} == set(allowed)
+        assert 1 <= len(found) <= 2 and {f"'sha256-{digest}'" for digest in found} <= set(allowed)
+        assert len(allowed) == 2
         assert page.tags[2][0] == "meta" and page.tags[3] == (
             "meta", {"http-equiv": "Content-Security-Policy", "content": policy}
         )  # fmt: skip
@@ -548,11 +548,12 @@ def test_hostile_text_stays_text_whatever_became_of_the_search(make_run: MakeRun
 def test_pages_work_in_a_browser_under_their_policy(make_run: MakeRun, tmp_path: Path) -> None:
     pages(make_run)
     files = [*tmp_path.glob("run-a/*.html"), tmp_path / "compare.html"]
-    assert len(files) == 3
+    assert len(files) == 4
     for file in files:
         shown, said = in_browser(file, tmp_path / "profile")
         assert said == []
-        assert shown.count('class="main-svg"') > 1, "figures are drawn"
+        if 'id="figure-' in shown:
+            assert shown.count('class="main-svg"') > 1, "figures are drawn"
         assert '<img src="x"' not in shown
 
 
@@ -657,8 +658,8 @@ def test_several_sides_have_a_matrix_and_a_section_each(make_run: MakeRun) -> No
     assert "A (run-a) against 2 others: 2 won." in page.text
     assert "corrected (Holm) for 3 pairs looked at together" in page.text
     assert "A against B: run-b" in page.text and "A against C: base" in page.text
-    assert {"figure-differences-1", "figure-differences-2"} <= set(page.values("div", "id"))
-    assert "better for C" in compare_report.differences(compare_all(sides, "similarity")[1], "C").to_json()
+    assert {"metrics-1", "metrics-2"} <= set(page.values("section", "id"))
+    assert len(page.values("svg", "aria-label")) > 10, "differences beside the floor"
 
 
 def test_the_matrix_is_its_own_mirror(make_run: MakeRun) -> None:
@@ -694,6 +695,61 @@ def test_the_file_of_a_page_is_named_safely(make_run: MakeRun) -> None:
     side = replace(base_side(make_run()), name="../<b>")
     assert compare_report.file_name([side, side]) == "compare-..-b--..-b-.html"
     assert len(compare_report.file_name([replace(side, name="x" * 80)] * 9)) < 200
+
+
+def test_every_prompt_has_a_bar_with_its_images(make_run: MakeRun) -> None:
+    comparison = compare(make_run("run-a", gain=0.1), make_run("run-b", random=1))
+    found = compare_report.bars(comparison)
+    assert found is not None
+    values = comparison.differences["similarity"]
+    order = sorted(range(6), key=lambda index: -values[index])
+    prompts = comparison.a.run.metadata.prompts["test"]
+    assert [bar.caption for bar in found.rows] == [prompts[index].text for index in order]
+    assert [bar.better for bar in found.rows] == ["a" if values[index] > 0 else "b" for index in order]
+    whole = max(0, *values) - min(0, *values)
+    assert [bar.part for bar in found.rows] == pytest.approx(
+        [abs(values[i]) / whole for i in order], abs=1e-4
+    )
+    assert found.zero == pytest.approx(max(0, *values) / whole, abs=1e-4)
+    assert all([kind for _, kind, _ in bar.images] == ["a", "b"] for bar in found.rows)
+
+
+def test_a_metric_that_is_not_paired_has_no_bars_and_still_a_page(make_run: MakeRun) -> None:
+    sides = [winner_side(make_run("run-a")), winner_side(make_run("run-b", random=1))]
+    comparisons = compare_all(sides, "kd")
+    assert compare_report.bars(comparisons[0]) is None
+    page = Page(compare_report.render(sides, comparisons))
+    assert page.open == [] and "Every prompt, from A" not in page.text and page.values("img", "src")
+
+
+def test_a_comparison_leads_to_the_reports_that_are_there(make_run: MakeRun) -> None:
+    sides = clear_lead(make_run)
+    assert "run-a/report.html" not in compared(sides).values("a", "href")
+    search.write(sides[0].run)
+    page, folder = compared(sides), sides[0].run.path.parent
+    links = [link for link in page.values("a", "href") if link.endswith(".html")]
+    assert {"run-a/report.html", "run-a/trials/0002/trial.html"} == set(links)
+    assert all((folder / link).is_file() for link in page.values("a", "href") if not link.startswith("#"))
+
+
+def test_settings_of_all_sides_stand_side_by_side(make_run: MakeRun) -> None:
+    sides = clear_lead(make_run)
+    sides.append(base_side(sides[0].run))
+    rows = compare_report.side_settings(sides)
+    config = sides[0].config
+    assert config is not None
+    assert next(row.values for row in rows if row.name == "rank") == [str(config.rank)] * 2 + ["–"]
+    assert [row.differs for row in rows] == sorted((row.differs for row in rows), reverse=True)
+    assert compare_report.side_settings(sides[1:]) == [], "there is one configuration only"
+
+
+def test_a_comparison_without_images_says_so(make_run: MakeRun) -> None:
+    sides = clear_lead(make_run)
+    for side in sides:
+        for folder in [*side.run.path.glob("*/*/*/test/images"), side.run.path / "real" / "test"]:
+            shutil.rmtree(folder)
+    page = compared(sides)
+    assert page.open == [] and page.values("img", "src") == [] and "no image" in page.text
 
 
 def test_best_and_worst_prompts_are_those_of_the_differences(make_run: MakeRun) -> None:

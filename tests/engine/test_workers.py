@@ -160,19 +160,19 @@ def test_the_lock_is_held_until_the_last_worker_has_ended(
     command: MakeCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, ended = tmp_path / "runs" / "two", Process.kill
-    held: list[bool] = []
+    held: dict[int, bool] = {}
 
     def watched(process: Process) -> None:
         try:
             with locked(path):
-                held.append(False)
+                held.setdefault(process.number, False)
         except UsageError:
-            held.append(True)
+            held.setdefault(process.number, True)
         ended(process)
 
     with at_work(command(), "two", SEARCH):
         monkeypatch.setattr(Process, "kill", watched)
-    assert held == [True, True]
+    assert held == {0: True, 1: True}
     assert not psutil.Process().children(recursive=True)
     with locked(path):
         pass
