@@ -220,7 +220,9 @@ def floor(
     run = run_floor(command_of(space, overrides, name, seed, console))
     console.print(reports.floor.table(run))
     console.print(f"Floor: {run.path / 'floor.json'}", markup=False, highlight=False, soft_wrap=True)
-    _wrote("Report", reports.floor_page.write(run))
+    page = reports.floor_page.write(run)
+    assert page, "the floor has been measured"
+    _wrote("Report", page)
 
 
 @_verb(
