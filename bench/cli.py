@@ -219,10 +219,9 @@ def floor(
     console = _console(quiet=quiet)
     run = run_floor(command_of(space, overrides, name, seed, console))
     console.print(reports.floor.table(run))
-    console.print(f"Floor: {run.path / 'floor.json'}", markup=False, highlight=False, soft_wrap=True)
-    page = reports.floor_page.write(run)
-    assert page, "the floor has been measured"
-    _wrote("Report", page)
+    console.print(f"Floor: {run.path / 'floor.json'}", markup=False, soft_wrap=True)
+    if page := reports.floor_page.write(run):
+        _wrote("Report", page)
 
 
 @_verb(
