@@ -843,7 +843,8 @@ def _search_live(command: "Command", as_json: bool) -> None:
 
     growing = Growing()
     with served(growing) as address:
-        command.say(f"Live report: {address}")
+        line = f"Live report: {address}"  # also where all else is quiet
+        _console(stderr=as_json).print(line, markup=False, highlight=False, soft_wrap=True)
         try:
             file = _search(replace(command, follow=growing.follow), as_json)
         except BenchError as error:

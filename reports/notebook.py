@@ -5,7 +5,7 @@ all text escaped.
 """
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,19 +15,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from bench.comparison import Comparison, Side
-from bench.run import Run, has_evaluation, read_evaluation, read_losses
+from bench.run import Run, read_losses
 from bench.sheet import Sheet
 from reports import (
     compare_json,
-    course,
     exports,
-    figures,
-    proof,
-    pruning,
     score_json,
     search,
-    slices,
-    tradeoffs,
 )
 from reports.images import thumbnail
 from reports.outcome import outcome
@@ -98,7 +92,11 @@ class OpenRun:
     @cached_property
     def figures(self) -> dict[str, go.Figure]:
         """Those of the report, by their names there; those that there is nothing to show of are left out."""
-        return {name: figure for name, figure in self._figures().items() if figure is not None}
+        points = read_points(self.run)
+        found = search.figures_of(
+            self.run, self.run.result(), points, self._contests, importances(self.run, points)
+        )
+        return {name: figure for name, figure in found.items() if figure is not None}
 
     def report(self) -> Path:
         """Write the HTML report, and return where it is."""
@@ -113,20 +111,6 @@ class OpenRun:
     def _settings(self) -> Sequence[Setting]:
         result = self.run.result()
         return search.recommended(self.run, result).rows if result else []
-
-    def _figures(self) -> Mapping[str, go.Figure | None]:
-        run, result, points = self.run, self.run.result(), read_points(self.run)
-        folder = run.base_folder("dev")
-        base = read_evaluation(folder).scores if has_evaluation(folder) else {}
-        shares = importances(run, points).shares
-        return {
-            **(proof.proof_figures(result, self._contests) if result and self._contests else {}),
-            **tradeoffs.tradeoffs(run, points, base),
-            **course.course_figures(run, result, points, base),
-            "importances": figures.importances(shares) if shares else None,
-            **{f"slice-{name}": figure for name, figure in slices.slices(run, points, base).items()},
-            "prediction": pruning.prediction(run, points),
-        }
 
     def __repr__(self) -> str:
         return f"<bench run {self.name!r} ({self.state}): {self.verdict.headline}>"

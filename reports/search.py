@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import plotly.graph_objects as go
+
 from bench import advice, yaml
 from bench.files import write_text
 from bench.run import Result, Run, Split, has_evaluation, read_evaluation
@@ -27,8 +29,8 @@ from reports import (
     trial,
 )
 from reports.gallery import gallery
-from reports.trials import importances, read_points
-from reports.verdict import contests, verdict, winner_of
+from reports.trials import Importances, Point, importances, read_points
+from reports.verdict import Contests, contests, verdict, winner_of
 from reports.wording import settings
 
 
@@ -61,11 +63,8 @@ def write(run: Run) -> Path:
 def render(run: Run, live: page.Live | None = None) -> str:
     """The page as text; `live` if it is served while it grows."""
     points, result = read_points(run), run.result()
-    splits: tuple[Split, ...] = ("dev", "test")
-    base = {split: _scores(run.base_folder(split)) for split in splits}
-    weight = importances(run, points)
     found = contests(run, result) if result else None
-    cut = slices.slices(run, points, base["dev"])
+    weight = importances(run, points)
     return page.render(
         "search.html.j2",
         live=live,
@@ -75,7 +74,7 @@ def render(run: Run, live: page.Live | None = None) -> str:
         verdict=verdict(run, result, points, found, is_running=bool(live and not live.over)),
         advice=advice.advise(advice.of_search(run, result)) if points else None,
         recommended=recommended(run, result) if result else None,
-        proof=proof.prove(run, result, found, base["test"]) if result and found else None,
+        proof=proof.prove(run, result, found, _base_scores(run, "test")) if result and found else None,
         concepts=concepts.panel(run, result) if result else None,
         floor=floor.floor_table(run, result),
         margin=MARGIN,
@@ -84,7 +83,7 @@ def render(run: Run, live: page.Live | None = None) -> str:
         split="test" if result else "dev",
         cards=cards.cards(run, points),
         parallel=parallel.parallel(points, run.space.select_by),
-        slices=list(cut),
+        slices=slices.sliced(run, points),
         trials=tables.trials(run.space, points),
         rungs=pruning.sentences(run, result),
         failures=failures.failures(run),
@@ -94,15 +93,23 @@ def render(run: Run, live: page.Live | None = None) -> str:
         costs=tables.costs(run, result),
         exports=exports.embedded(run, points, found),
         space_yaml=yaml.dump(run.space),
-        figures={
-            **(proof.proof_figures(result, found) if result and found else {}),
-            **tradeoffs.tradeoffs(run, points, base["dev"]),
-            **course.course_figures(run, result, points, base["dev"]),
-            "importances": figures.importances(weight.shares) if weight.shares else None,
-            **{f"slice-{name}": figure for name, figure in cut.items()},
-            "prediction": pruning.prediction(run, points),
-        },
+        figures=figures_of(run, result, points, found, weight),
     )
+
+
+def figures_of(
+    run: Run, result: Result | None, points: list[Point], found: Contests | None, weight: Importances
+) -> dict[str, go.Figure | None]:
+    """By the ids that the page knows them by; `found` are the contests of the result."""
+    base = _base_scores(run, "dev")
+    return {
+        **(proof.proof_figures(result, found) if result and found else {}),
+        **tradeoffs.tradeoffs(run, points, base),
+        **course.course_figures(run, result, points, base),
+        "importances": figures.importances(weight.shares) if weight.shares else None,
+        **slices.slices(run, points, base),
+        "prediction": pruning.prediction(run, points),
+    }
 
 
 def recommended(run: Run, result: Result) -> Recommended:
@@ -122,5 +129,6 @@ def recommended(run: Run, result: Result) -> Recommended:
     )
 
 
-def _scores(folder: Path) -> dict[str, Score]:
+def _base_scores(run: Run, split: Split) -> dict[str, Score]:
+    folder = run.base_folder(split)
     return read_evaluation(folder).scores if has_evaluation(folder) else {}

@@ -298,8 +298,8 @@ def test_slices_are_of_parameters_that_varied(make_run: MakeRun) -> None:
     points = trials.scored(trials.read_points(run), "similarity")
     found = slices.slices(run, points, {})
     for name in run.space.distributions:
-        assert (name in found) == (len({str(getattr(point.config, name)) for point in points}) > 1)
-    drawn = [list(trace.y) for trace in found["learning_rate"].data]
+        assert (f"slice-{name}" in found) == (len({str(getattr(point.config, name)) for point in points}) > 1)
+    drawn = [list(trace.y) for trace in found["slice-learning_rate"].data]
     assert sorted(sum(drawn, [])) == sorted(point.value("similarity") for point in points)
 
 
