@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.run import Run
-from reports import exports, search
+from reports import exports, search, trial
 from reports.page import Live, render
 from reports.verdict import Verdict
 
@@ -111,7 +111,9 @@ class Growing:
         if self._path is None or not (self._path / "run.json").exists():
             return _waiting("bench search", "The search is starting.", STARTING, live)
         try:
-            return search.render(Run.open(self._path), live)
+            run = Run.open(self._path)
+            trial.write_pages(run)  # which the report leads to
+            return search.render(run, live)
         except BenchError as error:  # such as a folder that is damaged: the search goes on, and may mend it
             return _waiting(self._path.name, "There is no report now.", str(error), live)
 

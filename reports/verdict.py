@@ -187,8 +187,9 @@ def _facts(won: Candidate, metric: Metric, found: Contests) -> list[Fact]:
         label = "default" if judged[0] is found.over_default else "base"
         known.append((f"the judge, against the {label}", judged[0].judge, judged[0].judge.verdict))
     drawn = tracks([row for _, row, _ in known])
-    facts = [Fact("confirmed score", plus_minus(score.value, score.stderr), "± is one standard error")]
-    return facts + [_fact(*entry, track) for entry, track in zip(known, drawn, strict=True)]
+    facts = [_fact(*entry, track) for entry, track in zip(known, drawn, strict=True)]
+    own = Fact("confirmed score", plus_minus(score.value, score.stderr), "± is one standard error")
+    return [*facts, own]
 
 
 def _fact(label: str, row: MetricComparison, outcome: Outcome, track: Track) -> Fact:
