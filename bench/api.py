@@ -1,8 +1,7 @@
 """The Python API, for notebooks and scripts: search, score, compare and open_run of the package `bench`.
 
-Like the command, and by its functions, it joins what trains and what reports with `bench`: only this module
-and `bench/cli.py` may. Nothing is imported before a function is called, so that `import bench` is quick. What
-is wrong is raised as a BenchError.
+It does what the command does, by the functions of `bench/asked.py`. Nothing is imported before a function is
+called, so that `import bench` is quick. What is wrong is raised as a BenchError.
 """
 
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ RUNS = "runs"
 
 def open_run(run: str | Path, *, folder: str | Path = RUNS) -> "OpenRun":
     """A run by its name in `folder`, or by its path: its frames, figures and verdict."""
-    from bench.cli import open_named
+    from bench.asked import open_named
     from reports.notebook import OpenRun
 
     return OpenRun(open_named(str(run), Path(folder)))
@@ -45,7 +44,7 @@ def search(
     """
     from dataclasses import replace
 
-    from bench.cli import command_of
+    from bench.asked import command_of
     from bench.session import run_search
     from reports.notebook import OpenRun
 
@@ -69,7 +68,7 @@ def score(
     quiet: bool = False,
 ) -> "Scored":
     """As `bench score`: LoRA files, or folders of them, at several weights."""
-    from bench.cli import score_files
+    from bench.asked import score_files
     from reports.notebook import Scored
 
     given = [adapters] if isinstance(adapters, str | Path) else adapters
@@ -88,7 +87,7 @@ def compare(
     quiet: bool = False,
 ) -> "Compared":
     """As `bench compare`: runs, LoRA files or `base`; the first is judged against each of the others."""
-    from bench.cli import compare_named
+    from bench.asked import compare_named
     from reports.notebook import Compared
 
     flags = {"space": _text(space), "base": _text(base), "data": _text(data), "name": name}

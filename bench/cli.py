@@ -4,31 +4,36 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from bench import completion
-from bench.errors import BenchError, MissingError, StudyError, UsageError
+from bench.asked import (
+    command_of,
+    compare_named,
+    exported_folder,
+    folder_of,
+    open_named,
+    score_files,
+    sqlite_file,
+    storage_place,
+)
+from bench.errors import BenchError, StudyError, UsageError
 from bench.secrets import mask_logs, masked
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.comparison import Comparison, Side
     from bench.forecast import Forecast
     from bench.run import Run
     from bench.session import Command
-    from bench.shared import Place
-    from bench.sheet import Sheet
     from reports.show import ImageRow
 
 F = TypeVar("F", bound=Callable[..., Any])
 RUNS = completion.RUNS
-BASE = "base"
-"""The side that is the base model; a run of that name is given as a folder."""
 ADAPTER = completion.ADAPTER
 INTERRUPTED = 130
 PIPED = 10_000
@@ -144,12 +149,12 @@ def search(
         command = command_of(space, overrides, name, seed, console)
         command = replace(
             command,
-            place=_place(storage, artifacts),
+            place=storage_place(storage, artifacts),
             executor=executor,
             is_new=new_run,
             on_forecast=_asks(command, yes),
         )
-        if file := _sqlite_file(storage):
+        if file := sqlite_file(storage):
             refuse_network(file, command.say, force=force)
         _search_live(command, as_json) if live else _search(command, as_json)
     except KeyboardInterrupt:
@@ -178,10 +183,10 @@ def worker(
     from bench.session import run_worker
 
     console = _console(quiet=quiet)
-    if (place := _place(storage, artifacts)) is None:
+    if (place := storage_place(storage, artifacts)) is None:
         raise UsageError("--storage: say where the search's study is")
     command = command_of("default", {}, run, 0, console)
-    if file := _sqlite_file(storage):
+    if file := sqlite_file(storage):
         refuse_network(file, command.say, force=force)
     try:
         run_worker(command, place, {"base": base, "data": data})
@@ -310,7 +315,7 @@ def show_run(
     from bench.files import json_text
     from reports.outcome import outcome
 
-    found, console = _open(run), _console()
+    found, console = open_named(run), _console()
     if trial is not None:
         record = reports.show.find_trial(found, trial)
         if as_json:
@@ -341,7 +346,7 @@ def report(
     from bench.files import json_text
     from reports.search_json import as_json as plain
 
-    found = _open(run)
+    found = open_named(run)
     if as_json:
         print(json_text(plain(found, reports.search.write(found))), end="")
     else:
@@ -485,7 +490,7 @@ def export_run(
 
     if epoch is not None and trial is None:
         raise UsageError("--epoch: only with --trial; the winner's is chosen")
-    found = _open(run)
+    found = open_named(run)
     chosen = winner_of(found) if trial is None else trial_of(found, trial, epoch)
     folder = export(chosen, {"diffusers", "kohya"} if layout == "both" else {layout})
     console = _console()
@@ -527,7 +532,7 @@ def try_run(
         raise UsageError(f"{run}: say with --base which model it is for")
     if base and not is_file:
         raise UsageError(f"--base: only for a LoRA file ({ADAPTER}); a run has its own")
-    easel = easel_with(Path(run), str(base), attach) if is_file else easel_of(_open(run), attach)
+    easel = easel_with(Path(run), str(base), attach) if is_file else easel_of(open_named(run), attach)
     console = _console()
 
     def say(address: str) -> None:
@@ -558,7 +563,7 @@ def dashboard(
     from reports.dashboard import refuse_missing, serve
 
     refuse_missing()
-    found, console = _open(run), _console()
+    found, console = open_named(run), _console()
 
     def say(address: str) -> None:
         console.print(f"Open {address}; Ctrl-C ends it.", markup=False, highlight=False, soft_wrap=True)
@@ -592,7 +597,7 @@ def push(
     from bench.publish import prepared
 
     console = _console()
-    upload = prepared(_exported(run), target, private=not public)
+    upload = prepared(exported_folder(run), target, private=not public)
     console.print(f"{upload}:", markup=False, highlight=False, soft_wrap=True)
     for file in upload.files:
         console.print(f"  {file.relative_to(upload.folder)}", markup=False, highlight=False, soft_wrap=True)
@@ -652,7 +657,7 @@ def clean_run(
     from bench.clean import removals, remove
     from bench.lock import locked
 
-    found = _open(run)
+    found = open_named(run)
     with locked(found.path, "clean it when that has ended"):
         planned = removals(found)
         if not dry_run:
@@ -686,7 +691,7 @@ def doctor(
 
     if fix and run is None:
         raise UsageError("--fix: only with a run")
-    path = _folder(run) if run else None
+    path = folder_of(run) if run else None
     mended = mend(path) if path and fix else []
     checks = examine(RUNS, path)
     if as_json:
@@ -829,12 +834,12 @@ def _search(command: "Command", as_json: bool) -> Path:
     try:
         run = run_search(command)
     except StudyError as error:
-        _end(_open(str(error.run)), as_json)
+        _end(open_named(str(error.run)), as_json)
         raise
     return _end(run, as_json)
 
 
-def _search_live(command: "Command", as_json: bool) -> None:
+def _search_live(command: "Command", as_json: bool = False) -> None:
     """The same, its report served while it grows."""
     from dataclasses import replace
 
@@ -843,8 +848,9 @@ def _search_live(command: "Command", as_json: bool) -> None:
 
     growing = Growing()
     with served(growing) as address:
-        line = f"Live report: {address}"  # also where all else is quiet
-        _console(stderr=as_json).print(line, markup=False, highlight=False, soft_wrap=True)
+        command.say(f"Live report: {address}")
+        if command.console.quiet:  # what was asked for cannot be guessed
+            print(f"Live report: {address}", file=sys.stderr)
         try:
             file = _search(replace(command, follow=growing.follow), as_json)
         except BenchError as error:
@@ -885,185 +891,6 @@ def _draw(rows: Sequence["ImageRow"], console: "Console") -> None:
         console.print(image_caption(row) if image else image_paths(row), soft_wrap=True)
         if image and protocol:
             console.file.write(escaped(image, protocol) + "\n")
-
-
-def compare_named(
-    names: list[str], flags: dict[str, str], console: "Console", folder: Path = RUNS
-) -> tuple[list["Side"], tuple["Comparison", ...], Path]:
-    """What the arguments of `compare` name, all pairs of them, and the page, which is written."""
-    import reports.compare
-    from bench.comparison import compare_all
-
-    found, home = _sides(names, flags, console, folder)
-    comparisons = compare_all(found, found[0].run.space.select_by)
-    return (
-        found,
-        comparisons,
-        reports.compare.write(found, comparisons, home / reports.compare.file_name(found)),
-    )
-
-
-def score_files(
-    files: list[Path],
-    space: str,
-    overrides: Mapping[str, Any],
-    name: str | None,
-    console: "Console",
-    folder: Path = RUNS,
-) -> tuple[list["Sheet"], list["Side"], tuple["Comparison", ...], Path]:
-    """Adapter files drawn and scored: their sheets, what is recommended and the base, and the page."""
-    import reports.score
-    from bench.comparison import adapter_side, base_side, compare_all
-    from bench.series import find_series
-    from bench.session import run_scores
-    from trainers.adapters import read_adapter
-
-    series = find_series(files)
-    for checkpoint in (checkpoint for each in series for checkpoint in each.checkpoints):
-        read_adapter(checkpoint.file)
-    run, sheets = run_scores(command_of(space, overrides, name, 0, console, folder), series)
-    sides = [*(adapter_side(run, sheet.best.label, sheet.name) for sheet in sheets), base_side(run)]
-    comparisons = compare_all(sides, run.space.select_by)
-    path = reports.score.write(sheets, sides, comparisons, run.path / reports.score.file_name(sheets))
-    return sheets, sides, comparisons, path
-
-
-def _sides(
-    names: list[str], flags: dict[str, str], console: "Console", folder: Path
-) -> tuple[list["Side"], Path]:
-    """What the arguments of `compare` name, and the folder for the page."""
-    from bench.run import file_digests
-
-    _check_sides(names, flags)
-    runs = {name: open_named(name, folder) for name in names if name != BASE and not name.endswith(ADAPTER)}
-    files = [Path(name) for name in names if name.endswith(ADAPTER)]
-    digests = file_digests(files)
-    adapters = _run_adapters(digests, flags, console, folder) if files else None
-    first = adapters or next(iter(runs.values()))
-    found = {name: _side(runs.get(name), digests.get(Path(name)), first) for name in names}
-    return _named(found), adapters.path if adapters else first.path.parent
-
-
-def _check_sides(names: list[str], flags: dict[str, str]) -> None:
-    if len(names) < 2:
-        raise UsageError(f"compare: needs at least two sides, got {' '.join(names)}")
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"compare: {twice[0]} is named twice: there is nothing to compare")
-    if flags and not any(name.endswith(ADAPTER) for name in names):
-        raise UsageError(f"--{next(iter(flags))}: only for adapter files ({ADAPTER})")
-
-
-def _side(run: "Run | None", digest: str | None, first: "Run") -> "Side":
-    """Of a run its winner, of a digest its adapter in the run `first`, else the base of that."""
-    from bench.comparison import adapter_side, base_side, winner_side
-    from bench.run import adapter_label
-
-    if run:
-        return winner_side(run)
-    return adapter_side(first, adapter_label(digest)) if digest else base_side(first)
-
-
-def _named(sides: dict[str, "Side"]) -> list["Side"]:
-    """Sides whose names are the same are called what they were called on the command line."""
-    from dataclasses import replace
-
-    names = [side.name for side in sides.values()]
-    return [
-        replace(side, name=given) if names.count(side.name) > 1 else side for given, side in sides.items()
-    ]
-
-
-def _run_adapters(digests: dict[Path, str], flags: dict[str, str], console: "Console", folder: Path) -> "Run":
-    from bench.session import run_adapters
-    from trainers.adapters import read_adapter
-
-    for file in digests:
-        read_adapter(file)
-    overrides = {"base": flags.get("base"), "data": flags.get("data")}
-    space, name = flags.get("space", "default"), flags.get("name")
-    return run_adapters(command_of(space, overrides, name, 0, console, folder), digests)
-
-
-def command_of(
-    space: str,
-    overrides: Mapping[str, Any],
-    name: str | None,
-    seed: int,
-    console: "Console",
-    folder: Path = RUNS,
-) -> "Command":
-    """What is asked for, and what trains and draws; `overrides` are fields of the space, or None."""
-    from bench.session import Command, Engine, resolve
-    from bench.space import load_space
-    from trainers.adapters import attach
-    from trainers.loop import train
-
-    return Command(
-        space=resolve(load_space(space), overrides),
-        name=name,
-        folder=folder,
-        seed=seed,
-        engine=Engine(train=train, attach=attach),
-        console=console,
-        isolated=True,
-    )
-
-
-def _open(name: str) -> "Run":
-    return open_named(name, RUNS)
-
-
-def open_named(name: str, folder: Path) -> "Run":
-    """A run by its name in `folder`, or by its path; raises MissingError, UsageError."""
-    from bench.run import Run
-
-    return Run.open(_folder(name, folder))
-
-
-def _folder(name: str, runs: Path = RUNS) -> Path:
-    """Of a run, by its name or path."""
-    for folder in (runs / name, Path(name)):
-        if (folder / "run.json").exists():
-            return folder
-    known = sorted(path.parent.name for path in runs.glob("*/run.json"))
-    raise MissingError(f"{name}: no such run; in {runs}/ are: {', '.join(known) or 'none'}")
-
-
-def _exported(name: str) -> Path:
-    """The folder to share of a run, or of what `bench train` wrote."""
-    from bench.exported import export_folder
-
-    try:
-        run = _open(name)
-    except MissingError:
-        if (export_folder(Path(name)) / "README.md").exists():
-            return export_folder(Path(name))
-        raise
-    if not (export_folder(run.path) / "README.md").exists():
-        raise MissingError(
-            f"{export_folder(run.path)}: nothing to upload; `bench export {run.metadata.name}` writes it"
-        )
-    return export_folder(run.path)
-
-
-def _place(storage: str | None, artifacts: str | None) -> "Place | None":
-    from bench.shared import Place
-
-    if storage is None:
-        if artifacts:
-            raise UsageError("--artifacts: only with --storage")
-        return None
-    if artifacts is None:
-        raise UsageError("--artifacts: say where trained adapters go: a folder that all see, or s3://bucket")
-    return Place(url=storage, artifacts=artifacts)
-
-
-def _sqlite_file(storage: str | None) -> Path | None:
-    """Where a study is kept, or the folder of it, if that is SQLite."""
-    if storage is None:
-        return RUNS
-    scheme, _, file = storage.partition(":///")
-    return Path(file.partition("?")[0]) if scheme.partition("+")[0] == "sqlite" else None
 
 
 def _console(stderr: bool = False, quiet: bool = False) -> "Console":

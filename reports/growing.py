@@ -59,24 +59,25 @@ class Growing:
     def status(self) -> dict[str, object]:
         """For a browser that asks whether its page is old: `version`, `num_scored`, `over`."""
         self._asked = self._clock()
-        wanted, num_scored = self._seen()
-        is_due = bool(self._over) or self._clock() >= self._next
+        over = self._over
+        wanted, num_scored = self._seen(over)
+        is_due = bool(over) or self._clock() >= self._next
         return {
             "version": wanted if is_due else self._version,
             "num_scored": num_scored,
-            "over": bool(self._over),
+            "over": bool(over),
         }
 
     def page(self) -> str:
         """The page as it is now, or a little while ago."""
         with self._lock:
-            version, num_scored = self._seen()
-            if version != self._version and (self._over or self._clock() >= self._next):
+            over = self._over  # which may come while this is rendered: then it is not the last
+            version, num_scored = self._seen(over)
+            if version != self._version and (over or self._clock() >= self._next):
                 started = self._clock()
-                live = Live(version, num_scored, self._over)
-                self._text, self._version = self._rendered(live), version
+                self._text, self._version = self._rendered(Live(version, num_scored, over)), version
                 self._next = self._clock() + max(PAUSE, SHARE * (self._clock() - started))
-            if self._over:
+            if over:
                 self._has_left.set()
             return self._text
 
@@ -96,9 +97,9 @@ class Growing:
         is_inside = path.is_relative_to(root) and not any(part.startswith(".") for part in Path(name).parts)
         return path if is_inside and path.is_file() else None
 
-    def _seen(self) -> tuple[str, int]:
+    def _seen(self, over: str) -> tuple[str, int]:
         """What a page would be made of now, in short, and how many evaluations there are."""
-        path, digest = self._path, hashlib.sha256(self._over.encode())
+        path, digest = self._path, hashlib.sha256(over.encode())
         for file in sorted(file for pattern in WATCHED for file in (path.glob(pattern) if path else ())):
             with suppress(OSError):  # it was replaced just now
                 found = file.stat()

@@ -1,4 +1,4 @@
-"""Who may import whom: search_spaces <- bench <- trainers, reports <- bench.cli <- bench.api."""
+"""Who may import whom: search_spaces <- bench <- trainers, reports <- bench.asked <- bench.cli, bench.api."""
 
 import ast
 import subprocess
@@ -33,7 +33,7 @@ def name_of(path: Path) -> str:
 def test_a_module_imports_only_what_lies_below_it(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
     ours = {name.partition(".")[0] for name in imported(path)} & set(PACKAGES) - {package}
-    if path in (ROOT / "bench" / "cli.py", ROOT / "bench" / "api.py"):
+    if path.parent == ROOT / "bench" and path.name in ("asked.py", "cli.py", "api.py"):
         return  # the command and the Python API, which import when they are called
     allowed = {"bench": set(), "search_spaces": set(), "trainers": {"bench"}, "reports": {"bench"}}
     assert ours <= allowed[package]

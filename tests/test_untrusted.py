@@ -221,7 +221,7 @@ LEADING_OUT = [
 def test_a_run_has_a_strict_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    from bench.cli import command_of
+    from bench.asked import command_of
     from bench.session import open_session
 
     if name == "the temporary folder":

@@ -33,8 +33,8 @@ from table import (
     read_table,
 )
 
+from bench.asked import command_of
 from bench.base import TrainingData
-from bench.cli import command_of
 from bench.config import TrialConfig
 from bench.errors import TrialError
 from bench.packs import Rung, Trainer

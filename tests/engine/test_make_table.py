@@ -11,7 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from bench.cli import command_of
+from bench.asked import command_of
 from bench.progress import PlainProgress
 from bench.session import open_session, packs_of
 

@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from engine.conftest import write_tiny_sdxl  # noqa: E402
 
-from bench.cli import command_of  # noqa: E402
+from bench.asked import command_of  # noqa: E402
 from bench.files import read_json  # noqa: E402
 from bench.packs import Job  # noqa: E402
 from bench.progress import PlainProgress  # noqa: E402

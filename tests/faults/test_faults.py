@@ -26,7 +26,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 from typer.testing import CliRunner
 
-from bench import cli, filesystem
+from bench import asked, cli, filesystem
 from bench.base import Bucket
 from bench.config import TrialConfig
 from bench.errors import BenchError, MismatchError, UsageError
@@ -694,7 +694,7 @@ def test_sqlite_on_a_network_file_system_is_refused_or_warned_of(seen: Seen) -> 
     ],
 )
 def test_only_sqlite_is_looked_for(storage: str | None, file: Path | None) -> None:
-    assert cli._sqlite_file(storage) == file
+    assert asked.sqlite_file(storage) == file
 
 
 @pytest.mark.fault(25)
