@@ -18,7 +18,7 @@ from bench.run import read_adapter_record
 from bench.scoring.metrics import METRICS, title
 from reports import concepts, page, tables
 from reports.cards import page_of
-from reports.images import Column, Grid, Thumbnail, column, grid
+from reports.images import NUM_AT_A_GLANCE, Column, Grid, Thumbnail, column, grid
 from reports.tracks import Track, tracks
 from reports.trial_images import thumbnail
 from reports.verdict import Fact, Verdict
@@ -93,6 +93,7 @@ class Pair(NamedTuple):
     untested: list[str]
     kept: list[str]
     floor_known: bool
+    has_judge: bool
     one_training: bool
     outcome: str
     """WIN, TIE or LOSS of A."""
@@ -190,6 +191,8 @@ def render(sides: Sequence[Side], comparisons: Sequence[Comparison], folder: Pat
         best=_grid(sides, select_by, best, 0.2, folder),
         worst=_grid(sides, select_by, worst, 0.2, folder),
         every=_grid(sides, select_by, rest, 0.6 if alone else 1.0, folder),
+        first=_grid(sides, select_by, list(range(_num_prompts(sides[0])))[:NUM_AT_A_GLANCE], 0.2, folder),
+        has_winner=any(side.config for side in sides),
         bars=bars(alone) if alone else None,
         concepts=concepts.of_sides(sides, _titles(sides), select_by),
         sides=[_side(index, side, folder) for index, side in enumerate(sides)],
@@ -358,6 +361,7 @@ def pair(number: int, second: str, comparison: Comparison) -> Pair:
         untested=[title(METRICS[name], a.scores[name]) for name in comparison.untested],
         kept=[text for text in (_kept("A", a), _kept(second, b)) if text],
         floor_known=comparison.floor_known,
+        has_judge=comparison.judge is not None,
         one_training=bool(comparison.one_training),
         outcome=str(comparison.verdict),
         difference=_difference(comparison, 1),

@@ -138,8 +138,8 @@ def _held_out(points: list[Point]) -> go.Figure | None:
         lines.setdefault(point.label, []).append(point)
     curves = [
         figures.Curve(
-            trial_name(label),
-            found[-1].kind,
+            "default config" if found[0].kind == "default" else trial_name(label),
+            next((point.kind for point in found if point.kind != "sampled"), "sampled"),
             [p.epoch or 0 for p in found],
             [p.value(HELD_OUT) for p in found],
         )

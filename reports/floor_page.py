@@ -20,7 +20,7 @@ from bench.run import (
     image_files,
     read_evaluation,
 )
-from bench.scoring.metrics import METRICS
+from bench.scoring.metrics import METRICS, judged
 from bench.scoring.statistics import ALPHA
 from reports import charts, page
 from reports.charts import Band, Box, Chart, Dot, Line, Strip
@@ -79,6 +79,7 @@ def render(run: Run, floor: Floor) -> str:
         run=run.metadata,
         has_report=result is not None or bool(run.trials()),
         metric=METRICS[name],
+        has_judge=run.metadata.judge is not None and judged(name) is not None,
         num_prompts=len(run.metadata.prompts.get("test", [])),
         floor=table,
         verdict=verdict(run, floor, table),
@@ -110,7 +111,7 @@ def trainings(run: Run) -> list[Training]:
 
 
 def verdict(run: Run, floor: Floor, table: FloorTable) -> Verdict:
-    """How small a difference is luck, in the metric of choice."""
+    """How small a difference may be luck, in the metric of choice."""
     metric = METRICS[run.space.select_by]
     row = next((row for row in [*table.tested, *table.others] if row.name == metric.name), None)
     prompts = len(run.metadata.prompts.get("test", []))
@@ -132,7 +133,7 @@ def verdict(run: Run, floor: Floor, table: FloorTable) -> Verdict:
         Fact("spread between image seeds", row.drawing, "standard deviation, of the base"),
         Fact("found 4 times of 5", row.detectable, "a true difference of this size"),
     ]
-    headline = f"In {metric.label.lower()}, a difference below {row.smallest} is luck."
+    headline = f"In {metric.label.lower()}, a difference below {row.smallest} may be luck alone."
     return Verdict("tie", headline, detail, facts)
 
 
@@ -233,19 +234,21 @@ def luck(run: Run, found: Sequence[Training]) -> list[tuple[str, Grid]]:
     columns = [column for column in columns if column.images]
     if not prompts or len(columns) < 2:
         return []
-    order = _by_difference(columns, len(prompts))
-    middle = max(NUM_PROMPTS, len(order) // 2 - NUM_PROMPTS // 2)
-    parts = [("Where they differ most", order[:NUM_PROMPTS])]
-    parts.append(("Where they differ as usual", order[middle : middle + NUM_PROMPTS]))
+    parts = _parts(columns, len(prompts))
     grids = [
         (title, grid(run, prompts, columns, chosen, 0.4, at_a_glance=0)) for title, chosen in parts if chosen
     ]
     return [(title, shown) for title, shown in grids if shown.rows]
 
 
-def _by_difference(columns: Sequence[Column], num: int) -> list[int]:
-    """Prompts by the spread of their score between trainings, the widest first; in order if not known."""
+def _parts(columns: Sequence[Column], num: int) -> list[tuple[str, list[int]]]:
+    """Prompts whose score differs most between trainings and, of many, those in the middle."""
     if any(len(column.values) < num for column in columns):
-        return list(range(num))
+        return [("The first prompts", list(range(num))[:NUM_PROMPTS])]
     spread = np.std([column.values[:num] for column in columns], axis=0)
-    return [int(index) for index in np.argsort(-spread, kind="stable")]
+    order = [int(index) for index in np.argsort(-spread, kind="stable")]
+    parts = [("Where they differ most", order[:NUM_PROMPTS])]
+    if num >= 3 * NUM_PROMPTS:
+        middle = num // 2 - NUM_PROMPTS // 2
+        parts.append(("Where they differ as usual", order[middle : middle + NUM_PROMPTS]))
+    return parts

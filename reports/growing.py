@@ -113,7 +113,7 @@ class Growing:
             return _waiting("bench search", "The search is starting.", STARTING, live)
         try:
             run = Run.open(self._path)
-            trial.write_pages(run)  # which the report leads to
+            trial.write_pages(run, is_growing=True)  # which the report leads to
             return search.render(run, live)
         except BenchError as error:  # such as a folder that is damaged: the search goes on, and may mend it
             return _waiting(self._path.name, "There is no report now.", str(error), live)

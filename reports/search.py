@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from bench import advice, yaml
 from bench.files import write_text
 from bench.run import Result, Run, Split, has_evaluation, read_evaluation
-from bench.scoring.metrics import METRICS, Score
+from bench.scoring.metrics import METRICS, Score, judged
 from bench.scoring.preservation import MARGIN
 from reports import (
     cards,
@@ -29,6 +29,7 @@ from reports import (
     trial,
 )
 from reports.gallery import gallery
+from reports.state import state_of
 from reports.trials import Importances, Point, importances, read_points
 from reports.verdict import Contests, contests, verdict, winner_of
 from reports.wording import settings
@@ -65,13 +66,14 @@ def render(run: Run, live: page.Live | None = None) -> str:
     points, result = read_points(run), run.result()
     found = contests(run, result) if result else None
     weight = importances(run, points)
+    is_running = not live.over if live else state_of(run) == "running"
     return page.render(
         "search.html.j2",
         live=live,
         run=run.metadata,
         space=run.space,
         metric=METRICS[run.space.select_by],
-        verdict=verdict(run, result, points, found, is_running=bool(live and not live.over)),
+        verdict=verdict(run, result, points, found, is_running=is_running),
         advice=advice.advise(advice.of_search(run, result)) if points else None,
         recommended=recommended(run, result) if result else None,
         proof=proof.prove(run, result, found, _base_scores(run, "test")) if result and found else None,
@@ -79,6 +81,7 @@ def render(run: Run, live: page.Live | None = None) -> str:
         floor=floor.floor_table(run, result),
         margin=MARGIN,
         floor_missing=floor.missing(run, result),
+        has_judge=run.metadata.judge is not None and judged(run.space.select_by) is not None,
         gallery=gallery(run, result, points),
         split="test" if result else "dev",
         cards=cards.cards(run, points),

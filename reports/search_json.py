@@ -37,12 +37,13 @@ def as_json(run: Run, report: Path) -> dict[str, Any]:
     points, result = read_points(run), run.result()
     found = contests(run, result) if result else None
     advised = advice.advise(advice.of_search(run, result)) if points else []
-    said = verdict(run, result, points, found)
+    state = state_of(run)
+    said = verdict(run, result, points, found, is_running=state == "running")
     return {
         "schema_version": SCHEMA_VERSION,
         "name": run.metadata.name,
         "created": run.metadata.created,
-        "state": state_of(run),
+        "state": state,
         "report": str(report),
         "data_files": [str(file) for file in exports.files(run)],
         **{name: getattr(run.metadata, name) for name in TOLD},

@@ -122,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def content(growing: Growing, path: str) -> Content | None:
     """What is at a path of the address; None if nothing is."""
-    if path == "/":
+    if path in ("/", "/report.html"):  # the second is where pages of trials lead
         return Content("text/html; charset=utf-8", growing.page().encode())
     if path == "/version":
         return Content("application/json", json.dumps(growing.status()).encode())

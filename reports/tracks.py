@@ -1,4 +1,4 @@
-"""Differences drawn as intervals on one scale, beside the noise floor: without JavaScript."""
+"""Differences drawn as intervals beside the noise floor: without JavaScript."""
 
 import math
 from collections.abc import Sequence
@@ -20,22 +20,21 @@ class Track(NamedTuple):
 
 
 def tracks(rows: Sequence[MetricComparison]) -> list[Track]:
-    """One a comparison, all on the scale of the widest."""
-    ends = [0.0]
+    """One a comparison; those of one metric are drawn on one scale."""
+    ends: dict[str, list[float]] = {}
     for row in rows:
-        ends += [*_ends(row), *([-row.floor, row.floor] if row.floor is not None else [])]
-    low, span = min(ends), (max(ends) - min(ends)) or 1.0
+        floor = [-row.floor, row.floor] if row.floor is not None else []
+        ends.setdefault(row.metric, [0.0]).extend([*_ends(row), *floor])
+    return [_track(row, min(ends[row.metric]), max(ends[row.metric])) for row in rows]
 
+
+def _track(row: MetricComparison, low: float, high: float) -> Track:
     def place(value: float) -> float:
-        return round(4 + 92 * (value - low) / span, 2)
+        return round(4 + 92 * (value - low) / ((high - low) or 1.0), 2)
 
-    found = []
-    for row in rows:
-        worst, best = _ends(row)
-        floor = (place(-row.floor), place(row.floor)) if row.floor is not None else None
-        mean = METRICS[row.metric].sign * row.mean
-        found.append(Track(place(0.0), place(mean), place(worst), place(best), floor))
-    return found
+    worst, best = _ends(row)
+    floor = (place(-row.floor), place(row.floor)) if row.floor is not None else None
+    return Track(place(0.0), place(METRICS[row.metric].sign * row.mean), place(worst), place(best), floor)
 
 
 def _ends(row: MetricComparison) -> tuple[float, float]:

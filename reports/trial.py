@@ -29,10 +29,11 @@ from reports.memorization import Maker
 from reports.trial_images import images, maker
 from reports.trials import Point, best, read_points, scored
 from reports.verdict import Fact, Verdict
+from reports.verdict import verdict as report_verdict
 from reports.wording import capital, direction, duration, plural, plus_minus, settings, trial_name
 
 STATES = {"running": "still training", "complete": "complete", "pruned": "pruned", "failed": "failed"}
-TONES = {"winner": "win", "failed": "error", "running": "open", "pruned": "open"}
+TONES = {"failed": "error", "running": "open", "pruned": "open"}
 ORIGINS = {"default": "the configuration to beat", "sampled": "asked from the sampler"}
 
 
@@ -68,13 +69,17 @@ class Overview(NamedTuple):
     """On the dev prompts."""
     default: Point | None
     """The default's trial at its best epoch."""
+    tone: str
+    """Of the report's verdict: `win` where the chosen trial won."""
     make: Maker
 
 
-def write_pages(run: Run, points: list[Point] | None = None) -> list[Path]:
+def write_pages(run: Run, points: list[Point] | None = None, *, is_growing: bool = False) -> list[Path]:
     """Write the page of every trial of which there is none that shows what is known now; the pages written.
 
-    Where `bench clean` has removed the images, a page that still shows them stays as it is.
+    While a search goes on (`is_growing`) a page is not written again for its rank alone.
+
+    Where `bench clean` has removed the images, a page that still shows them stays until there is a result.
     """
     records = run.trials()
     shared = overview(run, points)
@@ -84,8 +89,8 @@ def write_pages(run: Run, points: list[Point] | None = None) -> list[Path]:
             records[index - 1].label if index else None,
             records[index + 1].label if index + 1 < len(records) else None,
         )
-        path, stamp = run.path / page_of(trial.label), _stamp(shared, trial, beside)
-        if not _shows(path, stamp) and not (path.exists() and was_cleaned(trial)):
+        path, stamp = run.path / page_of(trial.label), _stamp(shared, trial, beside, is_growing)
+        if not _shows(path, stamp) and not (path.exists() and was_cleaned(trial) and not shared.result):
             write_text(path, render(shared, trial, beside, stamp))
             written.append(path)
     return written
@@ -96,15 +101,17 @@ def overview(run: Run, points: list[Point] | None = None) -> Overview:
     known, name = read_points(run) if points is None else points, run.space.select_by
     labels = dict.fromkeys(point.label for point in known)
     found = {label: best([point for point in known if point.label == label], name) for label in labels}
-    folder = run.base_folder("dev")
+    folder, result = run.base_folder("dev"), run.result()
+    said = report_verdict(run, result, known)
     return Overview(
         run=run,
-        result=run.result(),
+        result=result,
         points=known,
         bests={label: point for label, point in found.items() if point},
         front=_front(run, known),
         base=read_evaluation(folder).scores if has_evaluation(folder) else {},
         default=best([p for p in known if p.label == _default_label(known)], name),
+        tone=said.tone,
         make=maker(),
     )
 
@@ -115,7 +122,7 @@ def _default_label(points: list[Point]) -> str | None:
 
 
 def _front(run: Run, points: list[Point]) -> set[str]:
-    """Of complete trials, those that no other dominates at their best epoch for it."""
+    """Of trials that did not fail, those of which an epoch is dominated by no other point."""
     names = run.space.objectives
     known = [
         ParetoPoint(label=point.label, epochs=point.config.epochs, values=tuple(map(point.value, names)))
@@ -138,12 +145,13 @@ def standing(shared: Overview, label: str) -> Standing | None:
 # When a page is written again
 
 
-def _stamp(shared: Overview, trial: TrialRecord, beside: Neighbours) -> str:
-    """Changes with what the page shows, but for its rank while the search goes on: that one is dated."""
-    place = standing(shared, trial.label) if shared.result else None
+def _stamp(shared: Overview, trial: TrialRecord, beside: Neighbours, is_growing: bool) -> str:
+    """Changes with what the page shows, but for its rank while the search goes on."""
+    place = None if is_growing and not shared.result else standing(shared, trial.label)
+    default = (shared.default.label, shared.default.epoch) if shared.default else None
     kind = shared.bests[trial.label].kind if trial.label in shared.bests else ""
     parts = (__version__, trial.state, trial.reason, trial.seconds, trial.epochs, trial.config, beside)
-    text = repr((*parts, place, kind, _confirmed(shared, trial.label) is not None))
+    text = repr((*parts, place, kind, default, shared.tone, _confirmed(shared, trial.label) is not None))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -169,6 +177,7 @@ def render(shared: Overview, trial: TrialRecord, beside: Neighbours, stamp: str 
         label=trial.label,
         kind=kind_of(shared, trial),
         is_winner=is_winner(shared, trial),
+        crown="winner" if shared.tone == "win" else "chosen",
         beside=beside,
         pages={label: f"../../{page_of(label)}" for label in beside if label},
         trial=trial,
@@ -219,8 +228,8 @@ def _confirmed(shared: Overview, label: str) -> Candidate | None:
 
 def verdict(shared: Overview, trial: TrialRecord) -> Verdict:
     """What it is and where it stands, in a sentence; its numbers."""
-    kind, place = kind_of(shared, trial), standing(shared, trial.label)
-    tone = TONES.get(kind) or TONES.get(trial.state) or "tie"
+    place = standing(shared, trial.label)
+    tone = shared.tone if is_winner(shared, trial) else TONES.get(trial.state, "tie")
     detail = [*_ending(trial, place), *_again(shared, trial)]
     return Verdict(tone, _headline(shared, trial, place), " ".join(detail), _facts(shared, trial))
 
@@ -232,7 +241,8 @@ def _headline(shared: Overview, trial: TrialRecord, place: Standing | None) -> s
         return "Still training." if trial.state == "running" else "This trial was never scored."
     won = is_winner(shared, trial)
     label = METRICS[shared.run.space.select_by].label.lower()
-    return f"{'The winner: rank' if won else 'Rank'} {place.rank} of {place.of} by {label}."
+    chosen = "The winner: rank" if shared.tone == "win" else "Chosen: rank"
+    return f"{chosen if won else 'Rank'} {place.rank} of {place.of} by {label}."
 
 
 def _ending(trial: TrialRecord, place: Standing | None) -> list[str]:
@@ -296,7 +306,7 @@ class Commands(NamedTuple):
 
 
 def _commands(run: Run, trial: TrialRecord, top: Point | None) -> Commands:
-    name = shlex.quote(run.metadata.name)
+    name = shlex.quote(run.path.name)
     export = ""
     if top and trial.label.isdecimal() and not was_cleaned(trial):
         export = f"bench export {name} --trial {int(trial.label)} --epoch {top.epoch}"

@@ -33,7 +33,7 @@ def _of_metric(
         return None
     metric, kind = METRICS[name], _kind(known[0][0])
     own = Line(
-        plural(2, "epoch").removeprefix("2 "),
+        "epochs",
         kind,
         [(float(point.config.epochs), score.value) for point, score in known],
         [score.stderr for _, score in known],
@@ -110,9 +110,9 @@ def of_losses(losses: "pd.DataFrame", points: Sequence[Point]) -> Box | None:
 
 
 def _held_out(steps: Sequence[float], points: Sequence[Point]) -> Line | None:
-    """At the last step of every scored epoch."""
+    """At the last step of every scored epoch; None of a training that went on after the last one."""
     known = [(point.config.epochs, point.value(HELD_OUT)) for point in points if HELD_OUT in point.scores]
-    if not known:
+    if not known or points[0].state not in ("complete", "pruned"):
         return None
     last = max(point.config.epochs for point in points)
     places = [(steps[-1] * epoch / last, value) for epoch, value in known]

@@ -25,7 +25,7 @@ class Fact(NamedTuple):
     verdict: str = ""
     """WIN, TIE or LOSS, where it is a difference."""
     track: Track | None = None
-    """Its interval beside the noise floor, all facts on one scale."""
+    """Its interval beside the noise floor; facts of one metric share a scale."""
 
 
 class Contests(NamedTuple):
@@ -128,8 +128,9 @@ def _lead(won: Candidate, metric: Metric, found: Contests) -> str:
         for name, comparison in shown.items()
         if comparison and comparison.main and comparison.verdict == "WIN"
     ]
-    judge = found.over_default.judge if found.over_default else None
-    agrees = ", and a second network agrees" if judge and judge.verdict == "WIN" else ""
+    judges = [c.judge for c in shown.values() if c and c.main and c.verdict == "WIN"]
+    agreed = bool(judges) and all(judge and judge.verdict == "WIN" for judge in judges)
+    agrees = ", and a second network agrees" if agreed else ""
     return f"{metric.label}: {' and '.join(gains)}{agrees}." if gains else ""
 
 

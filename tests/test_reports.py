@@ -330,15 +330,17 @@ def test_failures_are_grouped_by_their_reason(make_run: MakeRun) -> None:
     assert found.trials[0] == ("trial 0", "trials/0000/trial.html")
 
 
-def test_tracks_share_a_scale_and_turn_right_for_better(make_run: MakeRun) -> None:
+def test_tracks_of_a_metric_share_a_scale_and_turn_right_for_better(make_run: MakeRun) -> None:
     run = make_run(gain=0.2, prompts=12)
     result = run.result()
     assert result is not None
     comparison = contests(run, result).over_default
     assert comparison is not None
-    rows = {row.metric: row for row in comparison.metrics}
-    found = tracks.tracks([rows["similarity"], replace(rows["similarity"], metric="kd")])
-    assert found[0].zero == found[1].zero and found[0].mean > found[0].zero > found[1].mean
+    row = next(row for row in comparison.metrics if row.metric == "similarity")
+    half = replace(row, mean=row.mean / 2, low=row.low / 2, high=row.high / 2)
+    found = tracks.tracks([row, half, replace(row, metric="kd")])
+    assert found[0].zero == found[1].zero and found[0].mean > found[1].mean > found[0].zero
+    assert found[2].mean < found[2].zero  # lower is better
     for track in found:
         assert 0 <= track.low <= track.mean <= track.high <= 100
 

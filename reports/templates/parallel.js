@@ -41,10 +41,16 @@
       ends.forEach((handle, end) => {
         handle.setAttribute("transform", `translate(0 ${end ? high : low})`);
         handle.setAttribute("aria-valuenow", Math.round(100 * kept[index][end]));
+        handle.setAttribute("aria-valuetext", `near ${nearest(axis, kept[index][end])}`);
       });
     };
     axis.place();
   });
+
+  function nearest(axis, value) {
+    const ticks = JSON.parse(axis.dataset.ticks);
+    return ticks.reduce((best, tick) => (Math.abs(tick[0] - value) < Math.abs(best[0] - value) ? tick : best))[1];
+  }
 
   function height(event) {
     const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(drawing.getScreenCTM().inverse());

@@ -107,10 +107,17 @@
   }
 
   function step(by) {
-    const all = [...prompt.closest(".images, body").querySelectorAll(".prompt")].filter((other) => other.querySelector("a.zoom"));
+    const place = prompt.closest(".images, section, body");
+    const all = [...place.querySelectorAll(".prompt")].filter((other) => other.querySelector("a.zoom") && isListed(other));
     prompt = all[(all.indexOf(prompt) + by + all.length) % all.length];
     fill();
     show();
+  }
+
+  // What is filtered out is passed over; what only waits in a closed list is not.
+  function isListed(figure) {
+    const group = figure.closest(".group");
+    return !figure.hidden && (!group || getComputedStyle(group).display !== "none");
   }
 
   wipe.addEventListener("input", slide);
