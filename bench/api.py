@@ -45,13 +45,20 @@ def search(
     from dataclasses import replace
 
     from bench.asked import command_of
+    from bench.errors import StudyError
+    from bench.filesystem import refuse_network
     from bench.session import run_search
     from reports.notebook import OpenRun
 
     overrides = {"base": _text(base), "data": _text(data), "trials": trials, "budget": budget}
     overrides |= {} if floor else {"floor": 0}
     command = command_of(str(space), overrides, name, seed, _console(quiet), Path(folder))
-    found = OpenRun(run_search(replace(command, is_new=new_run)))
+    refuse_network(Path(folder), command.say, force=False)
+    try:
+        found = OpenRun(run_search(replace(command, is_new=new_run)))
+    except StudyError as error:
+        open_run(error.run).report()
+        raise
     found.report()
     return found
 

@@ -555,10 +555,11 @@ def dashboard(
     """Open optuna-dashboard on a run's study: a local page, until Ctrl-C.
 
     It is served to this machine alone, to whoever has the address that is printed. A study that several
-    machines share needs --storage, unless its address holds no password.
+    machines share needs --storage.
     """
     from contextlib import suppress
 
+    from bench.searcher import database_errors
     from bench.shared import place_of
     from reports.dashboard import refuse_missing, serve
 
@@ -568,7 +569,7 @@ def dashboard(
     def say(address: str) -> None:
         console.print(f"Open {address}; Ctrl-C ends it.", markup=False, highlight=False, soft_wrap=True)
 
-    with suppress(KeyboardInterrupt), place_of(found, storage).opened() as opened:
+    with suppress(KeyboardInterrupt), database_errors(), place_of(found, storage).opened() as opened:
         serve(opened, found.metadata.name, port, say)
     console.print("Stopped.")
 
@@ -820,11 +821,16 @@ def _asks(command: "Command", yes: bool) -> Callable[["Forecast"], None]:
 
         budget = command.space.budget
         command.say(sentence(found, budget))
-        if is_long(found, budget) and not yes and sys.stdin.isatty():
+        if is_long(found, budget) and not (yes or command.console.quiet) and _is_asked():
             if not typer.confirm("Go on?", default=True, err=True):
                 raise typer.Exit(1)
 
     return ask
+
+
+def _is_asked() -> bool:
+    """Whether there is someone to ask."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _search(command: "Command", as_json: bool) -> Path:

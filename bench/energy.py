@@ -17,7 +17,8 @@ POWERCAP = Path("/sys/class/powercap")
 class Counter(NamedTuple):
     """One device's count, in joules; it begins again at `limit`, if there is one."""
 
-    read: Callable[[], float]
+    read: Callable[[], float | None]
+    """None where it cannot be read."""
     limit: float | None = None
 
 
@@ -42,15 +43,16 @@ class Meter:
     def __init__(self, counters: Sequence[Counter]) -> None:
         self._counters = counters
         self._last = [counter.read() for counter in counters]
-        self._sum = 0.0
+        self._sum: float | None = 0.0 if counters else None
 
     def joules(self) -> float | None:
         """To be asked at least once in each round of a counter that begins again: some tens of minutes."""
-        if not self._counters:
-            return None
         for index, counter in enumerate(self._counters):
-            now = counter.read()
-            passed = now - self._last[index]
+            last, now = self._last[index], counter.read()
+            if self._sum is None or last is None or now is None:
+                self._sum = None  # and stays so: what was missed is not known
+                break
+            passed = now - last
             self._sum += passed if passed >= 0 or counter.limit is None else passed + counter.limit
             self._last[index] = now
         return self._sum
@@ -78,15 +80,19 @@ def _processors(folder: Path) -> list[Counter]:
     return found
 
 
-def _microjoules(file: Path) -> float:
-    return int(file.read_text()) / 1e6
+def _microjoules(file: Path) -> float | None:
+    try:
+        return int(file.read_text()) / 1e6
+    except (OSError, ValueError):
+        return None
 
 
 def _gpus(number: int) -> list[Counter]:
     """None where it is not sure which ones CUDA means: it sorts by speed, the library by place."""
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
+        library.nvmlDeviceGetTotalEnergyConsumption  # noqa: B018  # which an old one lacks
+    except (OSError, AttributeError):
         return []
     count = ctypes.c_uint()
     if library.nvmlInit_v2() or library.nvmlDeviceGetCount_v2(ctypes.byref(count)):
@@ -111,8 +117,8 @@ def _name(library: ctypes.CDLL, handle: ctypes.c_void_p) -> bytes:
     return text.value
 
 
-def _joules(library: ctypes.CDLL, handle: ctypes.c_void_p) -> float:
-    """0 where the GPU does not count."""
+def _joules(library: ctypes.CDLL, handle: ctypes.c_void_p) -> float | None:
+    """None where the GPU does not count."""
     value = ctypes.c_ulonglong()
     failed = library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(value))
-    return 0.0 if failed else value.value / 1e3
+    return None if failed else value.value / 1e3

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,8 @@ from bench.secrets import masked
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it once it is written and flushed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Threads may write the same file, as a report that is served while its search ends.
+    temporary = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:

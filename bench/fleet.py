@@ -155,6 +155,8 @@ class Fleet:
         self._rates = None
         errand = Errand(folder=Path(), config=config, sampler=sampler)
         self._finish([errand], Order(split="dev", rehearses=True))
+        for worker in self.workers:  # what the rehearsal cost counts against no trial
+            worker.deaths = 0
         return self._rates
 
     def close(self) -> None:

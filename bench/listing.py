@@ -30,9 +30,9 @@ def list_runs(folder: Path) -> list[Listed]:
 
 
 def _listed(path: Path) -> Listed:
-    if not (path / "run.json").exists():
-        return Listed(path=path, run=None, problem="no run.json in it", is_foreign=True)
     try:
+        if not (path / "run.json").exists():
+            return Listed(path=path, run=None, problem="no run.json in it", is_foreign=True)
         return Listed(path=path, run=Run.open(path))
     except (BenchError, OSError) as error:
         return Listed(path=path, run=None, problem=one_line(error))

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from bench import run as runs
 from bench import yaml
 from bench.config import TrialConfig
+from bench.energy import Cost
 from bench.errors import BenchError, one_line
 from bench.run import Run
 from bench.searcher import Searcher, open_study
@@ -236,9 +237,9 @@ def _readable(run: Run) -> list[runs.TrialRecord]:
 
 
 def _cost(run: Run) -> dict[str, float | None]:
-    """Of the search so far; empty if the study no longer says it."""
+    """Of the search so far; not known if the study no longer says it."""
     if trouble_of_study(run):
-        return {}
+        return Cost(joules=None)._asdict()
     study = open_study(run.path / STUDY, run.metadata.name, run.space)
     cost: dict[str, float | None] = study.user_attrs.get("cost", {})
     return cost

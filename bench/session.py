@@ -102,7 +102,7 @@ def run_search(command: Command) -> Run:
                 with paused(crew.progress):
                     command.on_forecast(found)
             is_counted = command.executor == "local" and not shared
-            device = run.metadata.device.partition(" ")[0]
+            device = find_device().type
             study = Study(
                 run=run,
                 packs=crew,
@@ -151,7 +151,8 @@ def run_worker(command: Command, place: Place, overrides: Mapping[str, Any]) -> 
     command = dataclasses.replace(command, space=space, seed=theirs.seed)
     with database_errors(), at_work(command, name, WORKER) as (run, crew):
         with share(run, place, takes_over=False, check=partial(_check_shared, run)) as shared:
-            Study(run=run, packs=crew, shared=shared).search(shared.num_wanted, space.budget)
+            study = Study(run=run, packs=crew, shared=shared, num_devices=crew.num_devices)
+            study.search(shared.num_wanted, space.budget)
     return run
 
 

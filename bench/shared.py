@@ -36,10 +36,9 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from bench.errors import BenchError, MismatchError, MissingError, UsageError, one_line
-from bench.files import json_text, read_json, write_json
+from bench.files import json_text, read_json, reading, write_json
 from bench.run import Metadata, Run, read_metadata
 from bench.searcher import Searcher, new_study
-from bench.secrets import HIDDEN
 
 SCORES = "scores at "
 """Attribute of a trial, with the epoch: its scores by metric name."""
@@ -275,7 +274,8 @@ class Shared:
             file = Path(making) / f"{folder.name}.zip"
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                 for path in sorted(folder.rglob("*")):
-                    if path.is_file():
+                    # Pages are made where they are read; another thread may be writing one.
+                    if path.is_file() and not path.name.startswith(".") and path.suffix != ".html":
                         archive.write(path, path.relative_to(folder))
             with suppress(UpdateFinishedTrialError):
                 upload_artifact(artifact_store=self.store, file_path=str(file), study_or_trial=trial)
@@ -390,18 +390,20 @@ def refuse_apart(run: Run) -> None:
 
 
 def place_of(run: Run, url: str | None) -> Place:
-    """Of a run's study, shared or not; `url` is of its database, where the folder does not say all.
+    """Of a run's study, shared or not; `url` is of the database of one that is shared.
 
     Raises UsageError for a URL that is needed, or another one, MissingError where there is no study.
     """
     known, file = run.path / RECORD, run.path / "study.db"
     if known.exists():
         record = read_json(known)
-        place = Place(url=url or record["storage"], artifacts=record["artifacts"])
-        if place.shown != record["storage"]:
-            raise UsageError(f"{run.path}: its study is in {record['storage']}, not in {place.shown}")
-        if url is None and HIDDEN in record["storage"]:
-            raise UsageError(f"{run.path}: its study is in {record['storage']}: give it as --storage")
+        with reading(known):
+            stored, artifacts = str(record["storage"]), str(record["artifacts"])
+        if url is None:  # a folder of someone else does not say where this machine connects to
+            raise UsageError(f"{run.path}: its study is in {stored}: give it as --storage")
+        place = Place(url=url, artifacts=artifacts)
+        if place.shown != stored:
+            raise UsageError(f"{run.path}: its study is in {stored}, not in {place.shown}")
         return place
     if not file.exists():
         raise MissingError(f"{file}: no such file: this run has no study")

@@ -17,6 +17,8 @@ from bench.scoring.metrics import METRICS
 from bench.searcher import Searcher, open_study
 from bench.shared import Shared
 
+COST = "cost"
+"""Attribute of a study; of a machine that helps, with its name."""
 LOOK = 2.0
 """Seconds between two looks at what others have done."""
 
@@ -44,7 +46,9 @@ class Study:
             self.optuna = open_study(self.run.path / "study.db", self.run.metadata.name, self.space)
         owner = self.shared.owner if self.shared else None
         self._searcher = Searcher(self.optuna, self.space, self.run.metadata.seed, owner=owner)
-        self._before = Cost(**self.optuna.user_attrs.get("cost", {}))
+        helps = self.shared and not self.shared.takes_over
+        self._cost_key = f"{COST} of {self.shared.owner}" if self.shared and helps else COST
+        self._before = Cost(**self.optuna.user_attrs.get(self._cost_key, {}))
         self._started = time.monotonic()
         self.packs.listen(self._ended, self._scored, self._stops)
 
@@ -55,7 +59,14 @@ class Study:
 
     @property
     def cost(self) -> Cost:
-        """All so far, what was spent before an interruption included."""
+        """All so far, what was spent before an interruption and by machines that help included."""
+        known = self.optuna.user_attrs.items()
+        others = [Cost(**cost) for key, cost in known if key.startswith(f"{COST} of ")]
+        device_seconds = sum(cost.device_seconds for cost in others)
+        return self._own_cost._replace(device_seconds=self._own_cost.device_seconds + device_seconds)
+
+    @property
+    def _own_cost(self) -> Cost:
         seconds = time.monotonic() - self._started
         return self._before.plus(Cost(seconds, seconds * self.num_devices, self.meter.joules()))
 
@@ -74,7 +85,7 @@ class Study:
         self.save_cost()
 
     def save_cost(self) -> None:
-        self.optuna.set_user_attr("cost", self.cost._asdict())
+        self.optuna.set_user_attr(self._cost_key, self._own_cost._asdict())
 
     def _jobs(self, num_trials: int, budget: float | None) -> Iterator[Job]:
         """Asked for one by one, each when a slot is free for it: the sampler knows all scores before."""
@@ -191,7 +202,7 @@ class Study:
     def _ended(self, job: Job) -> None:
         if job.folder.name in self._searcher.running:
             self._tell(runs.read_trial(job.folder))
-            self.save_cost()
+        self.save_cost()
 
     def _tell(self, record: TrialRecord) -> None:
         assert record.state != "running"

@@ -5,13 +5,14 @@ Its pages can change and delete what they show, so they are guarded like those o
 
 import wsgiref.simple_server
 from collections.abc import Callable, Iterable
+from functools import partial
 from http import HTTPStatus
 from importlib.util import find_spec
 from socketserver import ThreadingMixIn
 from typing import Any
 
 from bench.errors import MissingError, UsageError
-from reports.guard import HOST, address, new_token, protection, refusal
+from reports.guard import HOST, Asking, address, new_token, protection, refusal
 
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; form-action 'self'"
@@ -51,9 +52,8 @@ def guarded(application: Application, token: str) -> Application:
     """The application for those who know the token."""
 
     def asked(environ: dict[str, Any], respond: Respond) -> Iterable[bytes]:
-        asking = {"host": environ.get("HTTP_HOST", ""), "cookies": environ.get("HTTP_COOKIE", "")}
         query, path = environ.get("QUERY_STRING", ""), environ.get("PATH_INFO", "/")
-        refused = refusal(token, path=path, query=query, **asking)
+        refused = refusal(token, Asking.of(path, query, partial(_header, environ)))
         if refused is None:
             return application(environ, _protected(respond))
         phrase = f"{refused.status} {HTTPStatus(refused.status).phrase}"
@@ -61,6 +61,10 @@ def guarded(application: Application, token: str) -> Application:
         return [refused.text.encode()]
 
     return asked
+
+
+def _header(environ: dict[str, Any], name: str) -> str | None:
+    return environ.get(f"HTTP_{name.upper().replace('-', '_')}")
 
 
 def _protected(respond: Respond) -> Respond:

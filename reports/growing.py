@@ -1,14 +1,13 @@
 """Growing: the report of a search while it runs, rendered when it is asked for and something has changed."""
 
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from bench.errors import BenchError
+from bench.errors import BenchError, one_line
 from bench.run import Run
 from reports import exports, search, trial
 from reports.page import Live, render
@@ -23,7 +22,6 @@ WATCHED = ("run.json", "result.json", "floor.json", "base/*/scores.json", "*/*/t
 """Files that the report changes with."""
 SERVED = {".webp": "image/webp", ".html": "text/html; charset=utf-8"}
 """Files of a run folder that a page may link to."""
-NICENESS = 19
 STARTING = "The base model and the data are being loaded. This page fills itself once something was tried."
 
 
@@ -83,7 +81,7 @@ class Growing:
 
     def data(self, name: str, format: exports.Format) -> bytes | None:
         """A file of `data/` as it is now; None while there is no run."""
-        with suppress(BenchError):
+        with suppress(BenchError, OSError):
             if self._path:
                 return exports.content(exports.FRAMES[name](Run.open(self._path)), format)
         return None
@@ -108,23 +106,19 @@ class Growing:
         return digest.hexdigest()[:16], num_scored
 
     def _rendered(self, live: Live) -> str:
-        _yield_the_processor()
         if self._path is None or not (self._path / "run.json").exists():
             return _waiting("bench search", "The search is starting.", STARTING, live)
         try:
             run = Run.open(self._path)
             trial.write_pages(run, is_growing=True)  # which the report leads to
             return search.render(run, live)
-        except BenchError as error:  # such as a folder that is damaged: the search goes on, and may mend it
-            return _waiting(self._path.name, "There is no report now.", str(error), live)
+        except (
+            BenchError,
+            OSError,
+        ) as error:  # such as a damaged folder
+            return _waiting(self._path.name, "There is no report now.", one_line(error), live)
 
 
 def _waiting(name: str, headline: str, detail: str, live: Live) -> str:
     verdict = Verdict("open", headline, detail, [])
     return render("waiting.html.j2", figures={}, live=live, name=name, verdict=verdict)
-
-
-def _yield_the_processor() -> None:
-    """This thread runs when no other wants to, where the system knows priorities of threads (Linux)."""
-    with suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

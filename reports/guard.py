@@ -29,21 +29,43 @@ class Answer(NamedTuple):
     headers: dict[str, str]
 
 
-def refusal(token: str, *, path: str, query: str, host: str, cookies: str) -> Answer | None:
+class Asking(NamedTuple):
+    """A request, as far as it decides whether it is let in."""
+
+    path: str
+    query: str
+    host: str
+    cookies: str
+    origin: str
+    """Of the page that asks, and whether it is of the same site, as browsers say; empty where they do not."""
+    site: str
+
+    @classmethod
+    def of(cls, path: str, query: str, header: Callable[[str], str | None]) -> "Asking":
+        """`header` gives a header of the request by its name, in lower case."""
+        names = ("host", "cookie", "origin", "sec-fetch-site")
+        return cls(path, query, *(header(name) or "" for name in names))
+
+    @property
+    def is_foreign(self) -> bool:
+        """From a page that was not served here: another port of this machine may be someone else's."""
+        return self.site not in ("", "same-origin", "none") or self.origin not in ("", f"http://{self.host}")
+
+
+def refusal(token: str, asking: Asking) -> Answer | None:
     """What a request is answered unless it knows the token, None if it is let in.
 
-    The token in the query is answered with a cookie and the same address without it. `host` and `cookies` are
-    the request's headers.
+    The token in the query is answered with a cookie and the same address without it.
     """
-    name, _, port = host.partition(":")
+    name, _, port = asking.host.partition(":")
     cookie = f"bench-{port}"  # a browser sends a cookie to every port of a host
     if name not in NAMES:
         return Answer(400, f"{HOST} and localhost alone are served\n", {})
-    if _is_same(_cookie(cookies, cookie), token):
-        return None
-    if _is_same(parse_qs(query).get("token", [""])[0], token):
+    if _is_same(parse_qs(asking.query).get("token", [""])[0], token):
         kept = f"{cookie}={token}; HttpOnly; SameSite=Strict; Path=/"
-        return Answer(303, "", {"location": path, "set-cookie": kept})
+        return Answer(303, "", {"location": asking.path, "set-cookie": kept})
+    if not asking.is_foreign and _is_same(_cookie(asking.cookies, cookie), token):
+        return None
     return Answer(403, "Open the whole address that bench has printed.\n", {})
 
 
@@ -83,9 +105,8 @@ class Guard:
             await self.application(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        query, path = scope["query_string"].decode("latin-1"), scope["path"]
-        asking = {"host": headers.get("host", ""), "cookies": headers.get("cookie", "")}
-        refused = refusal(self.token, path=path, query=query, **asking)
+        asking = Asking.of(scope["path"], scope["query_string"].decode("latin-1"), headers.get)
+        refused = refusal(self.token, asking)
         if refused is None:
             await self.application(scope, receive, self._with_policy(send))
         else:

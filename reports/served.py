@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from bench.errors import UsageError
 from reports import exports
 from reports.growing import SERVED, Growing
-from reports.guard import HOST, address, new_token, protection, refusal
+from reports.guard import HOST, Asking, address, new_token, protection, refusal
 from reports.page import live_policy
 
 PORTS = (7861, 0)
@@ -92,8 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, query = urlsplit(self.path).path, urlsplit(self.path).query
-        asking = {"host": self.headers.get("host", ""), "cookies": self.headers.get("cookie", "")}
-        if refused := refusal(self.server.token, path=path, query=query, **asking):
+        if refused := refusal(self.server.token, Asking.of(path, query, self.headers.get)):
             self._send(
                 refused.status, Content("text/plain; charset=utf-8", refused.text.encode()), refused.headers
             )

@@ -87,7 +87,8 @@ def test_a_shared_study_is_opened_where_it_is(make_run: MakeRun, tmp_path: Path)
         write_json(run.path / "shared.json", {"storage": storage, "artifacts": "a", "owner": "o"})
 
     record("postgresql://me@host/db")
-    assert place_of(run, None).url == "postgresql://me@host/db"
+    with pytest.raises(UsageError, match="give it as --storage"):
+        place_of(run, None)
     assert place_of(run, "postgresql://me@host/db?sslmode=require").url.endswith("require")
     with pytest.raises(UsageError, match=r"its study is in postgresql://me@host/db, not in sqlite:///a\.db"):
         place_of(run, "sqlite:///a.db")

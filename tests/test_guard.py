@@ -99,6 +99,20 @@ def test_another_host_name_is_refused_even_with_the_token(served: tuple[int, Gua
     assert (status, "secret" in said) == (400, False)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [{"Sec-Fetch-Site": "same-site"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "http://127.0.0.1:9"}],
+)
+def test_pages_of_another_port_are_refused_even_with_the_cookie(
+    served: tuple[int, Guard], header: dict[str, str]
+) -> None:
+    port, guard = served
+    status, said = ask(port, "/", Cookie=f"bench-{port}={guard.token}", **header)
+    assert (status, "secret" in said) == (403, False)
+    own = {"Sec-Fetch-Site": "same-origin", "Origin": f"http://{HOST}:{port}"}
+    assert ask(port, "/", Cookie=f"bench-{port}={guard.token}", **own)[0] == 200
+
+
 def test_websockets_are_refused_alike(served: tuple[int, Guard]) -> None:
     port, _ = served
     headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,16 @@ def test_a_file_that_fails_while_it_is_written_leaves_the_old_one(tmp_path: Path
         temporary.write_text("half")
         raise RuntimeError
     assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_threads_may_write_the_same_file(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        write_text(tmp_path / "file", str(number) * 1000)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(200)))
+    assert len(set((tmp_path / "file").read_text())) <= 3
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

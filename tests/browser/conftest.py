@@ -1,4 +1,4 @@
-"""Debian's Chromium without a window, driven by playwright: one for all tests of a process."""
+"""Debian's Chromium without a window, driven by playwright: one for all tests of a file."""
 
 import functools
 import shutil
@@ -18,7 +18,7 @@ DRAWN = """() => [...document.querySelectorAll("script.figure-data")].every((sou
 })"""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer: while it runs, no other test of the process can use asyncio
 def browser() -> Iterator[Browser]:
     if not CHROMIUM:
         pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")

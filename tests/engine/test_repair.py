@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bench.doctor import Check, examine, mend
+from bench.energy import Cost
 from bench.files import read_json, write_json
 from bench.lock import locked
 from bench.repair import damages, rebuild, settle, stale
@@ -114,7 +115,7 @@ def test_a_damaged_study_is_made_again_from_the_folders(run: Run, part: float) -
     assert "set aside into damaged/, and made again" in mend(run.path)[0]
     assert told(run) == before
     assert check(run, "study.db").level == "ok"
-    assert study_of(run).user_attrs["cost"] == {} and cost["seconds"] > 0
+    assert study_of(run).user_attrs["cost"] == Cost(joules=None)._asdict() and cost["seconds"] > 0
     assert Searcher(study_of(run), run.space, run.metadata.seed).ask("0004").epochs in (1, 2)
 
 

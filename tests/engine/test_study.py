@@ -424,6 +424,17 @@ def test_an_interrupted_search_goes_on_without_loss_or_doubles(search: Search, t
     assert len(points) == len(set(points)) == sum(len(trial.epochs) for trial in run.trials())
 
 
+def test_what_an_interrupted_confirmation_took_is_counted(search: Search, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(trainer=failing_at_a_rung(KeyboardInterrupt(), 8))
+    stopped = Run.open(tmp_path / "runs" / "tiny")
+    assert {trial.state for trial in stopped.trials()} == {"complete"} and stopped.confirmations()
+    before = study_of(stopped).user_attrs["cost"]
+    result = search().result()
+    assert result is not None and result.seconds > before["seconds"] > 0
+    assert result.device_seconds == result.seconds  # one device
+
+
 @pytest.mark.fault(6, 13)
 @pytest.mark.parametrize(("is_torn", "left"), [(False, 3), (True, 6)])
 def test_an_interrupted_trial_goes_on_from_its_last_rung_to_the_same_end(

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
+from playwright.sync_api import Browser, Error, Page
 from test_growing import Clock
 
 from bench.run import Run
@@ -16,9 +17,6 @@ from reports.growing import Growing
 from reports.served import served
 from reports.trials import read_points
 
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
 MakeRun = Callable[..., Run]
 TOP = "document.getElementById('trials').getBoundingClientRect().top"
 SCORED = "Number(document.getElementById('live').dataset.scored)"
@@ -26,24 +24,23 @@ ROUNDS = 300
 
 
 @pytest.fixture
-def page() -> Iterator[playwright.Page]:
+def page(browser: Browser) -> Iterator[Page]:
     """A phone's window, whose time passes when a test says so; it must say nothing on its console."""
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 844})
-        said: list[str] = []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.clock.install()
-        yield page
-        browser.close()
-        assert said == []
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.clock.install()
+    yield page
+    context.close()
+    assert said == []
 
 
-def until(page: playwright.Page, true: str) -> None:
+def until(page: Page, true: str) -> None:
     """Let the page's time pass until an expression is true: answers of the server come in real time."""
     for _ in range(ROUNDS):
-        with contextlib.suppress(playwright.Error):  # it is loaded again just now
+        with contextlib.suppress(Error):  # it is loaded again just now
             page.clock.run_for(3000)
             page.wait_for_timeout(50)
             if page.evaluate(true):
@@ -51,7 +48,7 @@ def until(page: playwright.Page, true: str) -> None:
     raise AssertionError(true)
 
 
-def test_it_grows_while_it_is_read(make_run: MakeRun, page: playwright.Page) -> None:
+def test_it_grows_while_it_is_read(make_run: MakeRun, page: Page) -> None:
     run, clock = make_run(ending="interrupted", prompts=4), Clock()
     growing = Growing(clock)
     growing.follow(run.path)
@@ -94,7 +91,7 @@ def test_it_grows_while_it_is_read(make_run: MakeRun, page: playwright.Page) -> 
     assert page.locator("#live.lost").count() == 0
 
 
-def test_a_search_that_was_killed_is_said_to_be_gone(make_run: MakeRun, page: playwright.Page) -> None:
+def test_a_search_that_was_killed_is_said_to_be_gone(make_run: MakeRun, page: Page) -> None:
     growing = Growing()
     growing.follow(make_run(ending="empty").path)
     with served(growing, (0,)) as address:
@@ -112,7 +109,7 @@ def told(cell: str) -> object:
     return {"": None, "None": None, "True": "true", "False": "false"}.get(cell, cell)
 
 
-def saved(page: playwright.Page, format: str) -> list[list[str]]:
+def saved(page: Page, format: str) -> list[list[str]]:
     """The trials as the page itself writes them."""
     with page.expect_download() as download:
         page.locator(f"button[data-table=trials][data-format={format}]").click()
