@@ -78,7 +78,7 @@ class Confirmation:
         return found
 
     def num_trainings(self, label: str) -> int:
-        return _of_default(self.run.space) if label == "default" else self.run.space.confirm.seeds
+        return num_default_trainings(self.run.space) if label == "default" else self.run.space.confirm.seeds
 
     @property
     def units(self) -> float:
@@ -266,16 +266,16 @@ class Confirmation:
 
 def num_trainings(space: SearchSpace) -> int:
     """Of the default and all finalists."""
-    return _of_default(space) + space.confirm.finalists * space.confirm.seeds
+    return num_default_trainings(space) + space.confirm.finalists * space.confirm.seeds
 
 
-def _of_default(space: SearchSpace) -> int:
+def num_default_trainings(space: SearchSpace) -> int:
     return max(space.confirm.seeds, space.floor)
 
 
 def work_of(space: SearchSpace, survey: Survey, trainings: int) -> float:
     """Of so many retrainings, in the units of `Packs`. Only the winner and the default draw probes."""
-    probed = min(trainings, _of_default(space) + space.confirm.seeds)
+    probed = min(trainings, num_default_trainings(space) + space.confirm.seeds)
     num_drawn: dict[Split, int] = {"test": trainings, "probe": probed}
     examined = sum(
         num_drawn[split] * survey.drawing(split) for split in EXAMINED if split in survey.num_drawn

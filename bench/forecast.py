@@ -7,7 +7,7 @@ and are not counted; nor is it known which configurations will be sampled: it is
 from dataclasses import dataclass, replace
 
 from bench.config import TrialConfig
-from bench.confirm import num_trainings, work_of
+from bench.confirm import num_default_trainings, num_trainings, work_of
 from bench.fleet import Fleet
 from bench.packs import Crew, Packs
 from bench.rates import Rates, measure
@@ -25,6 +25,8 @@ class Forecast:
     """A trial's share."""
     confirm_seconds: float
     """Of training the finalists and the default again, and examining them."""
+    spent: float = 0.0
+    """Seconds that the search has taken before: a budget is for them too."""
 
     @property
     def seconds(self) -> float:
@@ -32,15 +34,17 @@ class Forecast:
 
     def num_within(self, budget: float) -> int:
         """Trials after which there is time for the confirmation."""
-        left = max(0.0, budget - self.confirm_seconds)
+        left = max(0.0, budget - self.spent - self.confirm_seconds)
         return min(self.num_trials, int(left / self.trial_seconds))
 
 
-def forecast(run: Run, crew: Crew) -> Forecast | None:
+def forecast(run: Run, crew: Crew, spent: float = 0.0) -> Forecast | None:
     """None where nothing is left to do, or the default configuration could not be rehearsed."""
     space, done = run.space, done_in(run.path)
     trials = max(0, space.trials - done.trials)
-    trainings = max(0, num_trainings(space) - done.trainings)
+    # Whatever the trials to come find is trained again; the default has been.
+    again = min(done.trainings, num_default_trainings(space)) if trials else done.trainings
+    trainings = max(0, num_trainings(space) - again)
     if not trials and not trainings:
         return None
     rates = _measured(crew, space.default, space.sampler)
@@ -52,6 +56,7 @@ def forecast(run: Run, crew: Crew) -> Forecast | None:
         num_trials=trials,
         trial_seconds=unit * survey.typical("dev", space.rungs),
         confirm_seconds=unit * work_of(space, survey, trainings),
+        spent=spent,
     )
 
 

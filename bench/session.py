@@ -20,7 +20,7 @@ from bench.cluster import open_cluster
 from bench.config import refuse_missing_8bit
 from bench.confirm import EXAMINED, Confirmation
 from bench.encoding import encode
-from bench.energy import Meter, counters
+from bench.energy import Cost, Meter, counters
 from bench.errors import BenchError, DeviceError, MismatchError, TrialError, UsageError
 from bench.fleet import Fleet, count_devices, shared_threads
 from bench.forecast import Forecast, forecast
@@ -34,13 +34,13 @@ from bench.provenance import changed, check_same, metadata_of
 from bench.room import FLOOR, SEARCH, WORKER, Task
 from bench.run import NAME, Metadata, Run, Split, adapter_label, start_adapter
 from bench.scoring.exam import Exam
-from bench.searcher import database_errors
+from bench.searcher import database_errors, open_study
 from bench.series import Checkpoint, Series
 from bench.shared import Place, Shared, refuse_apart, share, shared_metadata
 from bench.sheet import Sheet, read_sheet
 from bench.space import SearchSpace
 from bench.speed import Speed, measure_speed
-from bench.study import Study
+from bench.study import COST, Study
 from bench.workers import Child, Parent, Process, Worker
 
 LOOK = Task(name="the run")
@@ -98,7 +98,9 @@ def run_search(command: Command) -> Run:
     with database_errors(), at_work(command, space.name, SEARCH) as (run, crew):
         confirmation = Confirmation(run=run, packs=crew)
         with _shared(run, command.place) as shared:
-            if command.on_forecast and (found := forecast(run, crew)):
+            known = shared.study if shared else open_study(run.path / "study.db", run.metadata.name, space)
+            spent = Cost(**known.user_attrs.get(COST, {})).seconds
+            if command.on_forecast and (found := forecast(run, crew, spent)):
                 with paused(crew.progress):
                     command.on_forecast(found)
             is_counted = command.executor == "local" and not shared

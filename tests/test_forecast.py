@@ -3,6 +3,7 @@
 import io
 import os
 import pty
+from dataclasses import replace
 
 import pytest
 import typer
@@ -32,6 +33,7 @@ def test_all_that_is_left_is_added_up() -> None:
         (SHORT, 1200.0, "about 4 min to confirm the best."),
         (SHORT, 420.0, "That is more than the budget of 7 min: 6 trials fit."),
         (SHORT, 200.0, "no more than the first trials fit, if they do."),
+        (replace(SHORT, spent=300.0), 720.0, "more than what is left of the budget, 7 min: 6 trials fit."),
         (
             Forecast(num_trials=0, trial_seconds=30.0, confirm_seconds=60.0),
             None,
