@@ -265,7 +265,8 @@ def train_one(
     except KeyboardInterrupt:
         console.print("Stopped. Run the same command to go on from the last checkpoint.")
         raise typer.Exit(INTERRUPTED) from None
-    _wrote("Adapter", file)
+    if os.environ.get("RANK", "0") == "0":  # the first of several processes
+        _wrote("Adapter", file)
 
 
 @_verb(

@@ -60,10 +60,9 @@ class Study:
     @property
     def cost(self) -> Cost:
         """All so far, what was spent before an interruption and by machines that help included."""
-        known = self.optuna.user_attrs.items()
+        own, known = self._own_cost, self.optuna.user_attrs.items()
         others = [Cost(**cost) for key, cost in known if key.startswith(f"{COST} of ")]
-        device_seconds = sum(cost.device_seconds for cost in others)
-        return self._own_cost._replace(device_seconds=self._own_cost.device_seconds + device_seconds)
+        return own._replace(device_seconds=own.device_seconds + sum(cost.device_seconds for cost in others))
 
     @property
     def _own_cost(self) -> Cost:

@@ -13,6 +13,7 @@ from bench.check import KINDS, Check, Finding, Kind, Level, Picture
 from bench.files import write_text
 from reports import page
 from reports.images import SMALL_PIXELS, Thumbnail, thumbnail_of
+from reports.verdict import Fact, Verdict
 from reports.wording import capital, plural, source_name
 
 MAX_LARGE = 300
@@ -22,6 +23,8 @@ NUM_NAMED = 3
 STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow", "advice": "cyan"}
 TONES: dict[str, str] = {"error": "error", "warning": "open", "advice": "tie", "": "tie"}
 """Worst level -> colour of the answer."""
+
+DETAIL = "What is wrong comes first. Every picture is shown once, with all that was found about it."
 
 
 class Remark(NamedTuple):
@@ -47,14 +50,6 @@ class Section(NamedTuple):
     general: list[str]
     """What was found of all pictures together."""
     cards: list[Card]
-
-
-class Fact(NamedTuple):
-    label: str
-    value: str
-    note: str
-    verdict: str = ""
-    """None: nothing was compared."""
 
 
 # For the terminal and for programs
@@ -130,9 +125,7 @@ def render(check: Check) -> str:
         figures={},
         name=source_name(check.source),
         check=check,
-        headline=headline(check),
-        tone=TONES[_worst(check)],
-        facts=facts(check),
+        verdict=Verdict(TONES[_worst(check)], headline(check), DETAIL, facts(check)),
         sections=sections(check),
     )
 

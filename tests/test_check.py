@@ -252,7 +252,7 @@ def test_the_page_is_one_file_that_escapes_and_loads_nothing(mine: Path, base: P
     assert HOSTILE in page.words and "onerror" not in {name for _, attrs in page.tags for name in attrs}
     assert [policy for policy in page.values("meta", "content") if "default-src 'none'" in policy]
     assert all(source.startswith("data:image/webp;") for source in page.values("img", "src"))
-    assert all(link.startswith("#") for link in page.values("a", "href")) and "plotly" not in text
+    assert all(link.startswith("#") for link in page.values("a", "href")) and "plotly.js" not in text
 
 
 def test_many_pictures_are_shown_smaller(

@@ -35,13 +35,13 @@ def pages(run: Run) -> list[Page]:
 
 
 def test_it_says_where_the_trial_stands_and_what_it_scored(make_run: MakeRun) -> None:
-    run = make_run(gain=0.2)
+    run = make_run(gain=0.2, prompts=12)
     text = page_of(run, "0002").text
     assert "Trial 2 winner complete" in text
     assert "The winner: rank 1 of 5 by similarity to the true picture." in text
     assert "Trained again with 2 fresh seeds: +" in text and "over the base on the test prompts" in text
     point = run.trials()[2]
-    assert f"bench export {run.metadata.name} --trial 2 --epoch {point.epochs[-1]}" in text
+    assert f"bench export {run.path.name} --trial 2 --epoch {point.epochs[-1]}" in text
 
 
 def test_ranks_are_by_the_best_epoch_of_each_trial_in_the_metric_of_choice(make_run: MakeRun) -> None:
@@ -155,7 +155,7 @@ def test_a_running_and_a_pruned_trial_say_so(make_run: MakeRun) -> None:
 
 def test_a_default_that_won_is_both(make_run: MakeRun) -> None:
     text = page_of(make_run(winner="default", gain=-0.02), "0000").text
-    assert "Trial 0 default winner complete" in text and "The winner: rank " in text
+    assert "Trial 0 default chosen complete" in text and "Chosen: rank " in text
 
 
 def test_trials_are_linked_to_those_beside_them_and_to_the_report(make_run: MakeRun) -> None:
@@ -187,10 +187,11 @@ def test_a_page_is_written_only_if_it_shows_something_else(make_run: MakeRun) ->
 
 def test_while_a_search_goes_on_a_new_trial_changes_only_the_page_before_it(make_run: MakeRun) -> None:
     run = make_run(ending="interrupted")
-    trial.write_pages(run)
+    trial.write_pages(run, is_growing=True)
     shutil.copytree(run.trial_folder(4), run.trial_folder(6))
     (run.trial_folder(6) / "trial.html").unlink()
-    assert [path.parent.name for path in trial.write_pages(run)] == ["0005", "0006"]
+    assert [path.parent.name for path in trial.write_pages(run, is_growing=True)] == ["0005", "0006"]
+    assert len(trial.write_pages(run)) == 6  # of all that have a rank
 
 
 def test_pages_keep_the_images_that_were_cleaned_away(make_run: MakeRun) -> None:

@@ -34,7 +34,7 @@ from bench.space import load_space
 from trainers.adapters import attach
 from trainers.loop import train
 
-SPACE: dict[str, Any] = {**SMALL, "name": "both", "trials": 6, "devices": 1}
+SPACE: dict[str, Any] = {**SMALL, "name": "both", "prune": {"fraction": 0}, "trials": 6, "devices": 1}
 WORKER = '''
 """A worker on another machine: argv is the URL, the artefacts, and whether it kills itself at a rung."""
 import os, signal, sys, time
