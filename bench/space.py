@@ -234,8 +234,12 @@ class Confirm(Spec):
 
 
 def _duration(value: object) -> object:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", value) if isinstance(value, str) else None
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else value
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", value)
+    if not match:
+        raise ValueError("a number of seconds, or text such as 90s, 20m or 1.5h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _different(weights: tuple[float, ...]) -> tuple[float, ...]:
