@@ -251,6 +251,11 @@ class Run:
     def base_folder(self, split: Split) -> Path:
         return self.path / "base" / split
 
+    def base_scores(self, split: Split) -> dict[str, Score]:
+        """Of the base model; empty while it has not been scored."""
+        folder = self.base_folder(split)
+        return read_evaluation(folder).scores if has_evaluation(folder) else {}
+
     def trial_folder(self, number: int) -> Path:
         return self.path / "trials" / f"{number:04d}"
 

@@ -98,9 +98,7 @@ def run_search(command: Command) -> Run:
     with database_errors(), at_work(command, space.name, SEARCH) as (run, crew):
         confirmation = Confirmation(run=run, packs=crew)
         with _shared(run, command.place) as shared:
-            known = shared.study if shared else open_study(run.path / "study.db", run.metadata.name, space)
-            spent = Cost(**known.user_attrs.get(COST, {})).seconds
-            if command.on_forecast and (found := forecast(run, crew, spent)):
+            if command.on_forecast and (found := forecast(run, crew, _spent(run, shared))):
                 with paused(crew.progress):
                     command.on_forecast(found)
             is_counted = command.executor == "local" and not shared
@@ -117,6 +115,12 @@ def run_search(command: Command) -> Run:
             confirmation.confirm(lambda: study.cost)
             study.save_cost()
     return run
+
+
+def _spent(run: Run, shared: Shared | None) -> float:
+    """Seconds that a search has taken before."""
+    study = shared.study if shared else open_study(run.path / "study.db", run.metadata.name, run.space)
+    return Cost(**study.user_attrs.get(COST, {})).seconds
 
 
 @contextmanager

@@ -4,9 +4,8 @@ from typing import NamedTuple
 
 from bench.run import Run, image_files
 from bench.scoring.metrics import METRICS
-from reports.gallery import point_folder
 from reports.images import MAX_CHARACTERS, sheet
-from reports.trials import Point
+from reports.trials import Point, point_folder
 from reports.wording import plus_minus, settings
 
 NUM_IMAGES, PIXELS = 4, 80

@@ -116,8 +116,7 @@ def scores(run: Run, found: Contests | None = None) -> pd.DataFrame:
     if result is None:
         return _frame([], columns)
     found = found or contests(run, result)
-    folder = run.base_folder("test")
-    base = read_evaluation(folder).scores if has_evaluation(folder) else {}
+    base = run.base_scores("test")
     rows = [_score("base", "base", None, name, base[name]) for name in metric_names(set(base))]
     for candidate in ranked(result):
         over_default = found.over_default if candidate.label == result.winner else None

@@ -1,11 +1,10 @@
 """The images of a search report: base, default, winner and true picture, by kinds of prompts."""
 
-from pathlib import Path
 from typing import NamedTuple
 
-from bench.run import Candidate, PromptRecord, Result, Run, Split, epoch_folder
+from bench.run import Candidate, PromptRecord, Result, Run, Split
 from reports.images import NUM_AT_A_GLANCE, Column, Grid, column, grid
-from reports.trials import Point, best, scored
+from reports.trials import Point, best, point_folder, scored
 from reports.verdict import winner_of
 from reports.wording import model_name, trial_name
 
@@ -94,11 +93,6 @@ def _dev_columns(run: Run, points: list[Point]) -> list[Column]:
     return [
         column(title, kind, [point_folder(run, point)], run.space.select_by) for title, kind, point in shown
     ]
-
-
-def point_folder(run: Run, point: Point) -> Path:
-    """The evaluation of a scored point on the dev prompts."""
-    return epoch_folder(run.path / "trials" / point.label, point.config.epochs)
 
 
 def _probes(run: Run, result: Result) -> list[Group]:

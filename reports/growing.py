@@ -11,7 +11,7 @@ from bench.errors import BenchError, one_line
 from bench.run import Run
 from reports import exports, search, trial
 from reports.page import Live, render
-from reports.verdict import Verdict
+from reports.verdict import Verdict, contests_of
 
 PAUSE = 4.0
 """Least seconds between the end of a rendering and the next: the search has the processor."""
@@ -110,12 +110,10 @@ class Growing:
             return _waiting("bench search", "The search is starting.", STARTING, live)
         try:
             run = Run.open(self._path)
-            trial.write_pages(run, is_growing=True)  # which the report leads to
-            return search.render(run, live)
-        except (
-            BenchError,
-            OSError,
-        ) as error:  # such as a damaged folder
+            found = contests_of(run)
+            trial.write_pages(run, found, is_growing=True)  # which the report leads to
+            return search.render(run, found, live)
+        except (BenchError, OSError) as error:  # such as a damaged folder
             return _waiting(self._path.name, "There is no report now.", one_line(error), live)
 
 

@@ -11,12 +11,12 @@ from urllib.parse import quote
 
 from bench.errors import BenchError, MissingError
 from bench.files import write_text
-from bench.run import Result, Run, Split, epoch_folder, has_evaluation, image_files
+from bench.run import Result, Run, Split, has_evaluation, image_files
 from bench.scoring.metrics import METRICS
 from reports import page
 from reports.images import Thumbnail, thumbnail
 from reports.state import STATES, state_of
-from reports.trials import Point, best, read_points
+from reports.trials import Point, best, point_folder, read_points
 from reports.verdict import Fact, contests, verdict, winner_of
 from reports.wording import plural
 
@@ -205,7 +205,7 @@ def _best_folder(run: Run, result: Result | None, points: list[Point]) -> Path |
     if result:
         return next(filter(has_evaluation, run.exam_folders(winner_of(result), "test")), None)
     found = best(points, run.space.select_by)
-    return epoch_folder(run.path / "trials" / found.label, found.config.epochs) if found else None
+    return point_folder(run, found) if found else None
 
 
 def _images(folder: Path | None) -> list[Path]:

@@ -29,7 +29,7 @@ from reports.show import ImageRow, images_of_run
 from reports.state import State, state_of
 from reports.tables import Setting
 from reports.trials import importances, read_points
-from reports.verdict import Contests, Verdict, contests, verdict
+from reports.verdict import Contests, Verdict, contests_of, verdict
 
 PIXELS = 96
 """Of an image's side in a notebook."""
@@ -104,8 +104,7 @@ class OpenRun:
 
     @cached_property
     def _contests(self) -> Contests | None:
-        result = self.run.result()
-        return contests(self.run, result) if result else None
+        return contests_of(self.run)
 
     @property
     def _settings(self) -> Sequence[Setting]:

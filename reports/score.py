@@ -14,7 +14,7 @@ from rich.text import Text
 from bench.advice import Failure, Finding, Observed, advise
 from bench.comparison import Comparison, Side
 from bench.files import write_text
-from bench.run import Run, has_evaluation, read_evaluation
+from bench.run import Run
 from bench.scoring.metrics import METRICS, Score, title
 from bench.sheet import Entry, Sheet
 from reports import compare, concepts, figures, page, tables
@@ -317,6 +317,5 @@ def _base_value(run: Run, metric: str) -> float | None:
     """On the dev prompts; from itself the base does not drift."""
     if metric == "drift":
         return 0.0
-    folder = run.base_folder("dev")
-    scores = read_evaluation(folder).scores if has_evaluation(folder) else {}
+    scores = run.base_scores("dev")
     return scores[metric].value if metric in scores else None

@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 
 from bench import advice, yaml
 from bench.files import write_text
-from bench.run import Result, Run, Split, has_evaluation, read_evaluation
-from bench.scoring.metrics import METRICS, Score, judged
+from bench.run import Result, Run
+from bench.scoring.metrics import METRICS, judged
 from bench.scoring.preservation import MARGIN
 from reports import (
     cards,
@@ -31,7 +31,7 @@ from reports import (
 from reports.gallery import gallery
 from reports.state import state_of
 from reports.trials import Importances, Point, importances, read_points
-from reports.verdict import Contests, contests, verdict, winner_of
+from reports.verdict import Contests, contests_of, verdict, winner_of
 from reports.wording import settings
 
 
@@ -54,17 +54,18 @@ def write(run: Run) -> Path:
     """Write run.path/"report.html", and beside it data/ and the pages of trials and floor; works in any
     state."""
     path = run.path / "report.html"
-    exports.write(run)
-    trial.write_pages(run)
+    found = contests_of(run)
+    exports.write(run, found)
+    trial.write_pages(run, found)
     floor_page.write(run)
-    write_text(path, render(run))
+    write_text(path, render(run, found))
     return path
 
 
-def render(run: Run, live: page.Live | None = None) -> str:
-    """The page as text; `live` if it is served while it grows."""
-    points, result = read_points(run), run.result()
-    found = contests(run, result) if result else None
+def render(run: Run, found: Contests | None = None, live: page.Live | None = None) -> str:
+    """The page as text; `found` are the contests of the result if they are known, `live` if it is served
+    while it grows."""
+    points, result, found = read_points(run), run.result(), found or contests_of(run)
     weight = importances(run, points)
     is_running = not live.over if live else state_of(run) == "running"
     return page.render(
@@ -76,7 +77,7 @@ def render(run: Run, live: page.Live | None = None) -> str:
         verdict=verdict(run, result, points, found, is_running=is_running),
         advice=advice.advise(advice.of_search(run, result)) if points else None,
         recommended=recommended(run, result) if result else None,
-        proof=proof.prove(run, result, found, _base_scores(run, "test")) if result and found else None,
+        proof=proof.prove(run, result, found, run.base_scores("test")) if result and found else None,
         concepts=concepts.panel(run, result) if result else None,
         floor=floor.floor_table(run, result),
         margin=MARGIN,
@@ -104,7 +105,7 @@ def figures_of(
     run: Run, result: Result | None, points: list[Point], found: Contests | None, weight: Importances
 ) -> dict[str, go.Figure | None]:
     """By the ids that the page knows them by; `found` are the contests of the result."""
-    base = _base_scores(run, "dev")
+    base = run.base_scores("dev")
     return {
         **(proof.proof_figures(result, found) if result and found else {}),
         **tradeoffs.tradeoffs(run, points, base),
@@ -130,8 +131,3 @@ def recommended(run: Run, result: Result) -> Recommended:
         won.label == "default",
         f"{run.path.name}/winner/adapter.safetensors" if adapter.exists() else None,
     )
-
-
-def _base_scores(run: Run, split: Split) -> dict[str, Score]:
-    folder = run.base_folder(split)
-    return read_evaluation(folder).scores if has_evaluation(folder) else {}

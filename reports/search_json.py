@@ -26,7 +26,7 @@ from bench.run import Result, Run
 from reports import exports
 from reports.state import state_of
 from reports.trials import importances, read_points
-from reports.verdict import contests, verdict, winner_of
+from reports.verdict import contests_of, verdict, winner_of
 
 SCHEMA_VERSION = 1
 TOLD = ("base", "data", "scorer", "judge", "device", "machine", "versions", "num_images", "seed", "notes")
@@ -35,7 +35,7 @@ TOLD = ("base", "data", "scorer", "judge", "device", "machine", "versions", "num
 def as_json(run: Run, report: Path) -> dict[str, Any]:
     """What the page `report` of a run says, as plain data."""
     points, result = read_points(run), run.result()
-    found = contests(run, result) if result else None
+    found = contests_of(run)
     advised = advice.advise(advice.of_search(run, result)) if points else []
     state = state_of(run)
     said = verdict(run, result, points, found, is_running=state == "running")

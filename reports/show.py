@@ -17,9 +17,7 @@ from bench.run import (
     TrialRecord,
     adapter_file,
     epoch_folder,
-    has_evaluation,
     image_files,
-    read_evaluation,
 )
 from bench.scoring.metrics import METRICS, Score
 from reports import tables
@@ -59,7 +57,7 @@ def show(found: Outcome) -> Group:
     parts: list[RenderableType] = [_head(found), headline, Text(printable(said.detail))]
     if result and contested:
         parts += _section("Recommended", _recommended(found))
-        scores = confirmed(result, _base_scores(run), contested.over_base)
+        scores = confirmed(result, run.base_scores("test"), contested.over_base)
         parts += _section("Confirmed scores, and their gains over the base", _confirmed(scores))
     if best := best_points(points, run.space.select_by):
         parts += _section(f"Trials, the best {len(best)} on the dev prompts", _trials(run, best))
@@ -149,11 +147,6 @@ def _only(scores: dict[str, Score], names: set[str]) -> dict[str, Score]:
 
 def _failure(point: Point) -> str:
     return printable(f"{trial_name(point.label)}: {point.reason or 'no reason recorded'}")
-
-
-def _base_scores(run: Run) -> dict[str, Score]:
-    folder = run.base_folder("test")
-    return read_evaluation(folder).scores if has_evaluation(folder) else {}
 
 
 # One trial

@@ -15,9 +15,6 @@ from bench.run import (
     Result,
     Run,
     TrialRecord,
-    epoch_folder,
-    has_evaluation,
-    read_evaluation,
     read_losses,
     was_cleaned,
 )
@@ -27,8 +24,8 @@ from reports.cards import page_of
 from reports.images import Column, column
 from reports.memorization import Maker
 from reports.trial_images import images, maker
-from reports.trials import Point, best, read_points, scored
-from reports.verdict import Fact, Verdict
+from reports.trials import Point, best, point_folder, read_points, scored
+from reports.verdict import Contests, Fact, Verdict
 from reports.verdict import verdict as report_verdict
 from reports.wording import capital, direction, duration, plural, plus_minus, settings, trial_name
 
@@ -74,15 +71,15 @@ class Overview(NamedTuple):
     make: Maker
 
 
-def write_pages(run: Run, points: list[Point] | None = None, *, is_growing: bool = False) -> list[Path]:
+def write_pages(run: Run, found: Contests | None = None, *, is_growing: bool = False) -> list[Path]:
     """Write the page of every trial of which there is none that shows what is known now; the pages written.
 
-    While a search goes on (`is_growing`) a page is not written again for its rank alone.
-
-    Where `bench clean` has removed the images, a page that still shows them stays until there is a result.
+    `found` are the contests of the run's result, if they are known. While a search goes on (`is_growing`) a
+    page is not written again for its rank alone. Where `bench clean` has removed the images, a page that
+    still shows them stays until there is a result.
     """
     records = run.trials()
-    shared = overview(run, points)
+    shared = overview(run, found)
     written = []
     for index, trial in enumerate(records):
         beside = Neighbours(
@@ -96,20 +93,20 @@ def write_pages(run: Run, points: list[Point] | None = None, *, is_growing: bool
     return written
 
 
-def overview(run: Run, points: list[Point] | None = None) -> Overview:
-    """Reads every score once; `points` are those of `read_points`, if they are known already."""
-    known, name = read_points(run) if points is None else points, run.space.select_by
+def overview(run: Run, contests: Contests | None = None) -> Overview:
+    """Reads every score once; `contests` are those of the result, if they are known."""
+    known, name = read_points(run), run.space.select_by
     labels = dict.fromkeys(point.label for point in known)
     found = {label: best([point for point in known if point.label == label], name) for label in labels}
-    folder, result = run.base_folder("dev"), run.result()
-    said = report_verdict(run, result, known)
+    result = run.result()
+    said = report_verdict(run, result, known, contests)
     return Overview(
         run=run,
         result=result,
         points=known,
         bests={label: point for label, point in found.items() if point},
         front=_front(run, known),
-        base=read_evaluation(folder).scores if has_evaluation(folder) else {},
+        base=run.base_scores("dev"),
         default=best([p for p in known if p.label == _default_label(known)], name),
         tone=said.tone,
         make=maker(),
@@ -196,7 +193,7 @@ def render(shared: Overview, trial: TrialRecord, beside: Neighbours, stamp: str 
         searched=[row for row in rows if row.name in run.space.distributions],
         config=yaml.dump(run.training_config(trial.config)),
         commands=_commands(run, trial, top),
-        nearest=memorization.nearest_pairs(run, _folder(run, top), "dev", shared.make) if top else None,
+        nearest=memorization.nearest_pairs(run, point_folder(run, top), "dev", shared.make) if top else None,
         costs=_costs(run, trial, len(losses)),
         figures={},
     )
@@ -332,17 +329,13 @@ def _columns(shared: Overview, trial: TrialRecord, points: Sequence[Point]) -> l
     run, default, name = shared.run, shared.default, shared.run.space.select_by
     found = [column("base", "base", [run.base_folder("dev")], name)]
     if default and default.label != trial.label:
-        found.append(column("default", "default", [_folder(run, default)], name))
+        found.append(column("default", "default", [point_folder(run, default)], name))
     title = "default" if trial.origin == "default" else trial_name(trial.label)
     for number, point in enumerate(points, start=1):
         named = plural(point.config.epochs, "epoch") if len(points) > 1 else title
         kind = f"own {kind_of(shared, trial)} epoch-{number}"
-        found.append(column(named, kind, [_folder(run, point)], name))
+        found.append(column(named, kind, [point_folder(run, point)], name))
     return found
-
-
-def _folder(run: Run, point: Point) -> Path:
-    return epoch_folder(run.path / "trials" / point.label, point.config.epochs)
 
 
 def _chosen(points: Sequence[Point], top: Point | None) -> int:

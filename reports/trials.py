@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import optuna
@@ -60,6 +61,11 @@ def read_points(run: Run) -> list[Point]:
                 Point(trial.label, epoch, kind, trial.state, trial.reason, trial.seconds, config, scores)
             )
     return points
+
+
+def point_folder(run: Run, point: Point) -> Path:
+    """The evaluation of a scored point on the dev prompts."""
+    return epoch_folder(run.path / "trials" / point.label, point.config.epochs)
 
 
 def _winning_point(result: Result | None) -> tuple[str, int] | None:

@@ -92,6 +92,12 @@ def contests(run: Run, result: Result) -> Contests:
     return Contests(over_base, _known(lambda: compare_sides(won, default, result.select_by)))
 
 
+def contests_of(run: Run) -> Contests | None:
+    """Those of its result; None while there is none."""
+    result = run.result()
+    return contests(run, result) if result else None
+
+
 def _known(made: Callable[[], T]) -> T | None:
     """None where a run folder has lost what is needed: the report then says less, and still is one."""
     try:
