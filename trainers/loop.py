@@ -325,11 +325,15 @@ class Pack:
         self._places = [None if trial in ended else trial for trial in self._places]
 
     def take(self, trials: Sequence[Trial]) -> None:
-        """New trials go where there is room; slots that stay empty are given up where that pays."""
+        """New trials go where there is room; slots that stay empty are given up where that pays.
+
+        On a processor all get new slots, which no graph asks to keep: products of other shapes round
+        otherwise, and a trial must not show who had its slot before, with a higher rank.
+        """
         self.losses |= {trial.index: trial.losses for trial in trials}
         free = [slot for slot, trial in enumerate(self._places) if not trial]
         staying = [*self.trials, *trials]
-        if len(trials) > len(free) or not all(self._fits(trial.config) for trial in trials):
+        if trials and not (self._has_graphs and self._fit(trials, len(free))):
             self._attach_again(staying)
             return
         for trial, slot in zip(trials, free, strict=False):
@@ -340,11 +344,18 @@ class Pack:
         if staying and self._shrinks(len(free) - len(trials)):
             self._attach_again(staying)
 
-    def _fits(self, config: TrialConfig) -> bool:
-        return self.slots.fits(config) and self._optimizer.fits(config)
+    @property
+    def _has_graphs(self) -> bool:
+        return self._base.device.type == "cuda"
+
+    def _fit(self, trials: Sequence[Trial], num_free: int) -> bool:
+        configs = [trial.config for trial in trials]
+        return len(configs) <= num_free and all(
+            self.slots.fits(c) and self._optimizer.fits(c) for c in configs
+        )
 
     def _shrinks(self, num_empty: int) -> bool:
-        if self._base.device.type != "cuda":
+        if not self._has_graphs:
             return num_empty > 0
         left = max(trial.ends[-1][1] - trial.step for trial in self.trials)
         return 2 * num_empty >= len(self._places) and left >= MIN_SHRINK

@@ -187,6 +187,21 @@ def test_a_free_slot_takes_the_next_trial(base: BaseModel, data: TrainingData) -
         assert_close(adapters[index], trained(base, data, [config])[0])
 
 
+def test_a_trial_is_the_same_to_the_bit_whoever_had_its_slot_before(
+    base: BaseModel, data: TrainingData
+) -> None:
+    """On a processor: what a search comes to must not show which trials a killed process had trained."""
+    if base.device.type == "cuda":
+        pytest.skip("a GPU keeps the slot, for its graph")
+    ranks = [CONFIGS[0].model_copy(update={"rank": rank, "seed": rank}) for rank in (8, 2)]
+    modules = [CONFIGS[1], CONFIGS[3].model_copy(update={"dropout": 0.3})]
+    for before, config in (ranks, modules):
+        rungs = train(base, data, iter([before, config]), [4], 1)
+        after = [rung.adapter(index) for rung in rungs for index in rung.alive][1]
+        alone = trained(base, data, [config])[0]
+        assert all(torch.equal(after[key], alone[key]) for key in alone)
+
+
 @pytest.mark.parametrize("fields", [{"rank": 9}, {"target_modules": "all"}, {"dropout": 0.1}])
 def test_what_no_slot_has_had_needs_another_graph(base: BaseModel, fields: dict[str, Any]) -> None:
     with Slots(base.unet, CONFIGS[:1]) as slots:
