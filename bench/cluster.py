@@ -90,7 +90,7 @@ class Actor:
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": here}  # which does not end with a child's node
-        self._told, self._heard = Queue(actor_options=options), Queue(actor_options=options)
+        self._told, self._heard = (Bytes(Queue(actor_options=options)) for _ in range(2))
         apart = {"scheduling_strategy": "SPREAD", "max_restarts": 0, "runtime_env": {"env_vars": variables()}}
         actor = ray.remote(_Child).options(**apart, **self.need)
         self._actor = actor.remote()
@@ -125,7 +125,7 @@ class Actor:
         import ray
 
         if self._actor is not None:
-            for actor in (self._actor, self._told.actor, self._heard.actor):
+            for actor in (self._actor, self._told.queue.actor, self._heard.queue.actor):
                 with suppress(Exception):  # it may have ended, or its node, or Ray itself
                     ray.kill(actor)
 
@@ -155,11 +155,31 @@ class _Child:
 
 
 @dataclass(frozen=True)
+class Bytes:
+    """A queue of Ray, whose process need not know what it passes on: else it would load all of ours."""
+
+    queue: Any
+
+    def put(self, message: Any) -> None:
+        from ray import cloudpickle
+
+        self.queue.put(cloudpickle.dumps(message))
+
+    def get(self, timeout: float | None = None) -> Any:
+        from ray import cloudpickle
+
+        return cloudpickle.loads(self.queue.get(timeout=timeout))
+
+    def empty(self) -> bool:
+        return bool(self.queue.empty())
+
+
+@dataclass(frozen=True)
 class _Queues:
     """The child's side of two queues."""
 
-    told: Any
-    heard: Any
+    told: Bytes
+    heard: Bytes
 
     def send(self, message: Any, /) -> None:
         self.heard.put(message)
