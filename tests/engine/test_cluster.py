@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from rich.console import Console
@@ -65,12 +66,15 @@ def test_a_search_goes_on_when_a_node_is_lost(
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
 
+    passing: list[bool] = []
+
     def lose() -> None:
         end = time.monotonic() + 600
         while not (tmp_path / "runs" / "nodes" / "trials" / "0001" / "trial.json").exists():
             if time.monotonic() > end:
                 break
             time.sleep(0.05)
+        passing.extend(torch_in_queues())
         cluster.remove_node(nodes[0], allow_graceful=False)
         (tmp_path / "lost").touch()
 
@@ -89,3 +93,10 @@ def test_a_search_goes_on_when_a_node_is_lost(
     assert (tmp_path / "offline").read_text() == "True"
     assert list((tmp_path / "cache").iterdir()) and not (tmp_path / "cache of the nodes").exists()
     assert run.metadata.device == "ray (2 x 1 CPUs on 2 nodes)"
+    assert passing == [False] * 4
+
+
+def torch_in_queues() -> list[bool]:
+    """Of each process that only passes messages on: has it loaded what they are of?"""
+    named = [process for process in psutil.process_iter() if "_QueueActor" in process.name()]
+    return [any("libtorch" in file.path for file in process.memory_maps()) for process in named]
