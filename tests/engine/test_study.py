@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from bench.base import BaseModel, TrainingData
+from bench.base import BaseModel, TrainingData, find_device
 from bench.begun import Begun
 from bench.config import TrainingConfig, TrialConfig
 from bench.errors import BenchError, MismatchError, UsageError
@@ -459,6 +459,39 @@ def test_an_interrupted_trial_goes_on_from_its_last_rung_to_the_same_end(
         assert trial.config == other.config
         assert contents(trial.path) == contents(other.path)
     assert not list(run.path.rglob("begun.safetensors"))
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.fault(6)
+@pytest.mark.usefixtures("two_cores")
+@pytest.mark.skipif(find_device().type != "cpu", reason="of a processor")
+def test_what_trains_beside_an_interrupted_trial_changes_none_of_its_bits(search: Search) -> None:
+    """Four trials of unlike shapes, three at a time.
+
+    Of the last one the third epoch is trained alone, but beside others where the search was interrupted.
+    """
+    points: list[dict[str, Any]] = [
+        {"rank": 2, "alpha": 2, "epochs": 1},
+        {"learning_rate": "1e-3", "epochs": 3, "target_modules": "all"},
+        {"rank": 2, "alpha": 2, "learning_rate": "3e-3", "epochs": 3},
+    ]
+    fields: dict[str, Any] = {"slots": 3, "trials": 4, "prune": {"fraction": 0}, "name": "whole"}
+    fields |= {"parameters": SPACE["parameters"] | {"epochs": {"choices": [1, 3]}}}
+    fields |= {"default": SPACE["default"] | {"epochs": 3}, "start_points": points}
+    undisturbed = search(**fields)
+    with pytest.raises(KeyboardInterrupt):
+        search(trainer=failing_at_a_rung(KeyboardInterrupt(), 2), **fields | {"name": "tiny"})
+    run = search(**fields | {"name": "tiny"})
+    for trial, other in zip(run.trials(), undisturbed.trials(), strict=True):
+        assert trial.config == other.config
+        assert contents(trial.path) == contents(other.path)
 
 
 def stepping(steps: list[int]) -> Trainer:
