@@ -18,7 +18,7 @@ WORTH = 0.1
 """Part of the time of a trial's own work that its share of a pack's fixed time may be: below, no more pay."""
 MOST = 32
 PER_CORE = 4
-"""Trials that a processor core trains side by side: more fill it no better."""
+"""Trials that a processor core trains in turns: enough that all cores end at about the same time."""
 PER_WEIGHTS = 2
 """Memory of a trial on a processor, in sizes of the UNet; a rule of thumb."""
 SECONDS = 2.0
