@@ -203,12 +203,14 @@ class BaseModel:
             torch.backends.cudnn.benchmark = True
             self.unet.to(memory_format=torch.channels_last)
         self.twins = [self.twin() for _ in range(self._num_lanes())]
-        """Of the same weights, to be computed with at the same time; none where one computation fills all."""
+        """Of the same weights, one a core, to be computed with at the same time.
+
+        None where one computation fills all.
+        """
 
     def _num_lanes(self) -> int:
         size = sum(parameter.nbytes for parameter in self.unet.parameters())
-        cores = torch.get_num_threads() if self.device.type == "cpu" and size <= SMALL else 1
-        return cores if cores > 1 else 0
+        return torch.get_num_threads() if self.device.type == "cpu" and size <= SMALL else 0
 
     def twin(self) -> "BaseModel":
         """Another UNet of the same weights, for other adapters at the same time; this one must be bare."""

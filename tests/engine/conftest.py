@@ -224,7 +224,9 @@ def base(tiny_sdxl: Path) -> BaseModel:
     Else without lanes, however many cores there are.
     """
     torch.backends.cudnn.allow_tf32 = False
-    return _loaded(tiny_sdxl, find_device(), num_threads=1)
+    base = _loaded(tiny_sdxl, find_device(), num_threads=1)
+    base.twins.clear()
+    return base
 
 
 @pytest.fixture(scope="session")

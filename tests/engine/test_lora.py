@@ -188,6 +188,7 @@ def test_a_free_slot_takes_the_next_trial(base: BaseModel, data: TrainingData) -
         assert_close(adapters[index], trained(base, data, [config])[0])
 
 
+@pytest.mark.fault(2)
 def test_a_trial_is_the_same_to_the_bit_whoever_had_its_slot_before(
     base: BaseModel, data: TrainingData
 ) -> None:
