@@ -40,7 +40,7 @@ that configuration.
     {command}
 
 """
-COMMAND = "python tests/faults/soak.py --trials 60 --seeds 20 21 22 23 --faults 60"
+COMMAND = "python tests/faults/soak.py --trials 60 --seeds 20 21 --faults 60"
 
 
 @dataclass(frozen=True, slots=True)

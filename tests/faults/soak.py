@@ -1,6 +1,6 @@
 """Searches whose processes are killed again and again: is any trial lost, doubled or changed?
 
-    python tests/faults/soak.py --trials 60 --seeds 20 21 22 23 --faults 60 --folder /tmp/soak
+    python tests/faults/soak.py --trials 60 --seeds 20 21 --faults 60 --folder /tmp/soak
 
 Each seed is searched twice on a tiny SDXL, by two workers: undisturbed, and under random kills of workers and
 of the parent, which is started again until the search is done. Half of the faults strike within a second or
