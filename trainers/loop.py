@@ -432,7 +432,7 @@ class Spread:
     """Trials on all cores of a processor, each in a pack of its own; they wait for each other at rungs only.
 
     So a trial gives, to the bit, what it gives alone: how a product rounds depends on its shape, which
-    neighbours would change. They would save 10 to 30 % of a training, which is a fifth of a search there.
+    neighbours would change. They would save an eighth of a training, which is a fifth of a search there.
     """
 
     def __init__(self, base: BaseModel, data: TrainingData, trials: Sequence[Trial]) -> None:
