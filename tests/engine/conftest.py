@@ -4,6 +4,7 @@ import io
 import json
 import string
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,11 +239,33 @@ def wide(tiny_sdxl: Path) -> BaseModel:
 
 
 def _loaded(folder: Path, device: torch.device, num_threads: int) -> BaseModel:
+    with threads(num_threads):
+        return load_base(str(folder), device)
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Of torch, for one operation."""
     before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    base = load_base(str(folder), device)
-    torch.set_num_threads(before)
-    return base
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Of whoever draws without lanes: two sum in another order on some processors."""
+    with threads(1):
+        yield
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    """Two lanes of whoever loads a base, however many cores there are."""
+    with threads(2):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Images: ours must be the pipeline's, and an adapter's images the same in plain diffusers."""
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -99,15 +98,6 @@ def test_an_image_does_not_depend_on_the_others(base: BaseModel, monkeypatch: py
     together = drawn(base)[0]
     monkeypatch.setitem(MAX_BATCH, "cpu", 2)
     assert_same(drawn(base)[0], together)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Of whoever draws without lanes: two sum in another order on some processors."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")

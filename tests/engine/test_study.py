@@ -461,14 +461,6 @@ def test_an_interrupted_trial_goes_on_from_its_last_rung_to_the_same_end(
     assert not list(run.path.rglob("begun.safetensors"))
 
 
-@pytest.fixture
-def two_cores() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.fault(6)
 @pytest.mark.usefixtures("two_cores")
 @pytest.mark.skipif(find_device().type != "cpu", reason="of a processor")
